@@ -9,16 +9,20 @@ its own: softmax over [slots, tokens] equals softmax over [one extra key, tokens
 log-sum-exp of the slots' logits, and what the slots contribute is that key's probability times the slots' own average.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward, rotate_half
 
 from .layout_lm2 import SegmentLayout, _take
+
+# A `LlamaAttention`, or any module with the attributes that transformers' attention interface reads.
+AttentionModule: TypeAlias = Any
 
 # Head widths stay multiples of this when columns are added, as fast kernels ask for it.
 _WIDTH_STEP = 8
@@ -84,16 +88,17 @@ def plan_attention(
         if window > 1:
             distance = torch.arange(window - 1, 0, -1, device=device).repeat_interleave(segment_length)
             past = (distance <= layout.number_BG.unsqueeze(-1)).unsqueeze(2)
-            shape = torch.broadcast_shapes(mask.shape[:3], past.shape[:2] + (mask.shape[2],))
+            shape = torch.broadcast_shapes(mask.shape[:3], (*past.shape[:2], mask.shape[2]))
             mask = torch.cat([past.expand(*shape, -1), mask.expand(*shape, -1)], dim=-1)
+    query_index, num_keys = query_cell + num_past, num_past + layout.num_cells
     return AttentionPlan(
         layout=layout,
         window=window,
         num_past=num_past,
         mask=mask,
         causal=causal,
-        query_rope=tuple(table[query_cell + num_past].unsqueeze(3) for table in (cos_PK, sin_PK)),
-        key_rope=tuple(table[None, None, : num_past + layout.num_cells, None] for table in (cos_PK, sin_PK)),
+        query_rope=(cos_PK[query_index].unsqueeze(3), sin_PK[query_index].unsqueeze(3)),
+        key_rope=(cos_PK[None, None, :num_keys, None], sin_PK[None, None, :num_keys, None]),
     )
 
 
@@ -142,9 +147,14 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def attend(
-    module: nn.Module, query_BGQHK: Tensor, key_BGJUK: Tensor, value_BGJUK: Tensor, plan: AttentionPlan, dropout: float
+    module: AttentionModule,
+    query_BGQHK: Tensor,
+    key_BGJUK: Tensor,
+    value_BGJUK: Tensor,
+    plan: AttentionPlan,
+    dropout: float,
 ) -> Tensor:
-    """Attention of each segment's queries over its window, [B, G, Q, H, K]; `module` is the block's `LlamaAttention`."""
+    """Attention of each segment's queries over its window, [B, G, Q, H, K]."""
     rows = query_BGQHK.shape[:2]
     query, key, value = (x.flatten(0, 1).transpose(1, 2) for x in (query_BGQHK, key_BGJUK, value_BGJUK))
     return _call_attention(module, query, key, value, _flat_mask(plan.mask, rows), plan.causal, dropout).unflatten(
@@ -153,7 +163,7 @@ def attend(
 
 
 def attend_jointly(
-    module: nn.Module,
+    module: AttentionModule,
     query_BGQHK: Tensor,
     key_BGJUK: Tensor,
     value_BGJUK: Tensor,
@@ -227,7 +237,7 @@ def _split_exactly(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
     return parts
 
 
-def _flat_mask(mask_BGQJ: Tensor | None, rows: tuple[int, int]) -> Tensor | None:
+def _flat_mask(mask_BGQJ: Tensor | None, rows: Sequence[int]) -> Tensor | None:
     """[B or 1, G or 1, Q, J] -> [R or 1, 1, Q, J], in the order of flattened rows."""
     if mask_BGQJ is None:
         return None
@@ -237,7 +247,13 @@ def _flat_mask(mask_BGQJ: Tensor | None, rows: tuple[int, int]) -> Tensor | None
 
 
 def _call_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float
+    module: AttentionModule,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    dropout: float,
 ) -> Tensor:
     """transformers' attention interface on [R, heads, length, width] -> [R, Q, H, width]; bool masks."""
     name = module.config._attn_implementation

@@ -116,6 +116,8 @@ class LM2Config(LlamaConfig):
 
     def __post_init__(self, **kwargs):
         self._reject_misspelled_fields(kwargs)
+        # Before Llama's own fields are resolved, as that divides by it.
+        _require_at_least("num_attention_heads", self.num_attention_heads, 1)
         super().__post_init__(**kwargs)
         _require_one_of("memory_design", self.memory_design, MEMORY_DESIGNS)
         self._resolve_defaults()
@@ -152,7 +154,8 @@ class LM2Config(LlamaConfig):
 
     def num_state_bytes(self, dtype_bytes: int) -> int:
         """
-        Bytes of one row's [`LM2Cache`] when its open segment is as full as it gets between two calls.
+        Bytes of one row's tensors in an [`LM2Cache`] when its open segment is as full as it gets between two calls; its
+        two counters not included.
 
         Args:
             dtype_bytes: bytes of one number in the model's dtype (4 for float32, 2 for bfloat16); banks are float32.
@@ -171,11 +174,12 @@ class LM2Config(LlamaConfig):
         attention_bytes = self.num_hidden_layers * 2 * attended_tokens * key_value_width * dtype_bytes
         bank_bytes = 4 * self.num_memory_slots * self.hidden_size
         num_memory_blocks = len(self.memory_block_indices)
-        if self.memory_design == "paper":
-            return attention_bytes + (num_memory_blocks + 1) * bank_bytes
-        read_width = 2 * (key_value_width if self.memory_read == "joint" else self.hidden_size)
-        read_bytes = self.num_memory_slots * read_width * dtype_bytes
         source_bytes = (self.segment_length - 1) * self.hidden_size * dtype_bytes
+        if self.memory_design == "paper":
+            # One bank for all blocks, and in each block keys and values of the slots that its tokens are paired with.
+            return attention_bytes + bank_bytes + num_memory_blocks * 2 * source_bytes
+        read_width = 2 * (key_value_width if self.memory_read == "joint" else self.hidden_size)
+        read_bytes = (self.num_memory_slots + self.memory_null_slot) * read_width * dtype_bytes
         return attention_bytes + num_memory_blocks * (bank_bytes + read_bytes + source_bytes)
 
     def _reject_misspelled_fields(self, kwargs: dict) -> None:
@@ -210,7 +214,6 @@ class LM2Config(LlamaConfig):
             self.segment_length = 512 if self.memory_design == "segment" else min(512, self.num_memory_slots)
 
     def _check_backbone(self) -> None:
-        _require_at_least("num_attention_heads", self.num_attention_heads, 1)
         _require_at_least("num_key_value_heads", self.num_key_value_heads, 1)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(

@@ -68,6 +68,9 @@ class SegmentLayout:
         """[B, T, ...] in token order, after the [B, F, ...] that the open segment holds -> [B, G, C, ...], 0 if empty."""
         if self.offset is None:
             return self._gather_cells(x_BT, past_BF)
+        if past_BF is not None:
+            # A cache that lost its fullest row (`select`) still has that row's number of columns.
+            past_BF = past_BF[:, : self.offset]
         pieces = [x_BT] if past_BF is None or past_BF.shape[1] == 0 else [past_BF, x_BT]
         left = self.offset if len(pieces) == 1 else 0
         right = self.num_segments * self.num_cells - self.offset - self.num_tokens

@@ -10,10 +10,14 @@ float32 as well. State goes in and comes out: nothing here remembers anything. W
 Equations 1-6 are those of LM2, arXiv 2502.06049, section 2.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from torch.utils.checkpoint import checkpoint
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
 
 from .configuration_lm2 import LM2Config
 
@@ -76,15 +80,25 @@ def attend_to_slots(query: Tensor, key: Tensor, value: Tensor, scaling: float, t
     Returns:
         Averages [..., Q, K] in the value's dtype, and log-sum-exp [..., Q] in float32.
     """
-    logits = query.float() @ key.float().transpose(-1, -2) * scaling
+    logits = (query.float() * scaling) @ key.float().transpose(-1, -2)
     if visible is not None:
         logits = logits.masked_fill(~visible, float("-inf"))
     if top_k is not None and top_k < logits.shape[-1]:
         kth_best = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth_best, float("-inf"))
-    log_mass = logits.logsumexp(-1)
-    share = (logits - log_mass.unsqueeze(-1)).exp()
-    return share.to(value.dtype) @ value, log_mass
+    # Softmax spelled out, as its normalizer is wanted too: a column of ones in the values sums the masses on the way.
+    best = logits.detach().amax(-1, keepdim=True)
+    mass = logits.sub_(best).exp_()
+    summed = mass.to(value.dtype) @ F.pad(value, (0, 1), value=1.0)
+    average, total = summed[..., :-1] / summed[..., -1:], summed[..., -1].float()
+    return average, best.squeeze(-1) + total.log()
+
+
+def recompute(function: Callable, *tensors: Tensor):
+    """Calls a cheap function whose inner tensors are computed again for the backward pass instead of being kept."""
+    if not torch.is_grad_enabled():
+        return function(*tensors)
+    return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
 
 
 class AddressWrite(nn.Module):
@@ -113,8 +127,12 @@ class AddressWrite(nn.Module):
         logits = (query @ self.address.transpose(-1, -2)).float() * self.address_size**-0.5
         gate_BGMS = self.input_gate(x_BGSD).float().sigmoid().transpose(2, 3)
         content = self.content(x_BGSD).tanh().unflatten(-1, (self.num_heads, -1)).transpose(2, 3)
-        keep_BGMN, new_BGMNE = erase_and_add(logits.softmax(-1) * gate_BGMS.unsqueeze(-1), content)
+        keep_BGMN, new_BGMNE = recompute(self._erase_and_add, logits, gate_BGMS, content)
         return keep_BGMN.transpose(2, 3).unsqueeze(-1), new_BGMNE.transpose(2, 3)
+
+    @staticmethod
+    def _erase_and_add(logits_SN: Tensor, gate_S: Tensor, content_SE: Tensor) -> tuple[Tensor, Tensor]:
+        return erase_and_add(logits_SN.softmax(-1) * gate_S.unsqueeze(-1), content_SE)
 
 
 class AttendWrite(nn.Module):
@@ -170,7 +188,7 @@ class JointRead(nn.Module):
             nn.Parameter(torch.empty(config.num_key_value_heads, config.head_dim)) if config.memory_null_slot else None
         )
 
-    def keys_values(self, bank_ND: Tensor, attention: nn.Module) -> tuple[Tensor, Tensor]:
+    def keys_values(self, bank_ND: Tensor, attention: LlamaAttention) -> tuple[Tensor, Tensor]:
         """[..., N, D] -> keys and values, each [..., U, N, K], U key-value heads; `attention` is the block's."""
         slot = self.norm(bank_ND.to(attention.k_proj.weight.dtype))
         keys, values = (
@@ -184,6 +202,9 @@ class JointRead(nn.Module):
         Returns the slots' average [B, G, Q, H, K], each query's log-sum-exp [B, G, H, Q] (float32) and the output gate
         [B, G, Q, H] (float32). Queries have no rotary position.
         """
+        return recompute(partial(self._read, scaling=scaling), query_BGQHK, key_BGUNK, value_BGUNK)
+
+    def _read(self, query_BGQHK: Tensor, key_BGUNK: Tensor, value_BGUNK: Tensor, scaling: float):
         num_kv_heads = key_BGUNK.shape[2]
         query = query_BGQHK.transpose(2, 3).unflatten(2, (num_kv_heads, -1))
         read, log_mass = attend_to_slots(query, key_BGUNK.unsqueeze(3), value_BGUNK.unsqueeze(3), scaling, self.top_k)
@@ -213,7 +234,7 @@ class SeparateRead(nn.Module):
             nn.Parameter(torch.empty(self.num_heads, size // self.num_heads)) if config.memory_null_slot else None
         )
 
-    def keys_values(self, bank_ND: Tensor, attention: nn.Module) -> tuple[Tensor, Tensor]:
+    def keys_values(self, bank_ND: Tensor, attention: LlamaAttention) -> tuple[Tensor, Tensor]:
         """[..., N, D] -> keys and values, each [..., M, N, E]."""
         slot = self.norm(bank_ND.to(self.key.weight.dtype))
         keys, values = _split_heads(self.key(slot), self.num_heads), _split_heads(self.value(slot), self.num_heads)
@@ -240,8 +261,12 @@ class SegmentMemory(nn.Module):
             self.initial_slots = nn.Parameter(torch.empty(self.bank_shape))
         else:
             self.initial_slots = None
-        self.read = JointRead(config) if config.memory_read == "joint" else SeparateRead(config)
-        self.write = AddressWrite(config) if config.memory_write == "address" else AttendWrite(config)
+        self.read: JointRead | SeparateRead = (
+            JointRead(config) if config.memory_read == "joint" else SeparateRead(config)
+        )
+        self.write: AddressWrite | AttendWrite = (
+            AddressWrite(config) if config.memory_write == "address" else AttendWrite(config)
+        )
 
     def initial_bank(self, num_rows: int, device: torch.device) -> Tensor:
         """The bank of a document that has not begun, float32 [B, N, D]."""

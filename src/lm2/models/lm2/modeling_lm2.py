@@ -15,7 +15,6 @@ D hidden size.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,8 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
-from .attention_lm2 import AttentionPlan, attend, attend_jointly, plan_attention, rotate, slide_window, window_cells
+from .attention_lm2 import plan_attention
+from .block_lm2 import CallPlan, LM2DecoderLayer
 from .cache_lm2 import BlockState, LM2Cache
 from .configuration_lm2 import LM2Config
 from .inputs_lm2 import read_boundaries
@@ -44,154 +44,6 @@ LM2_LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pro
 PREFILL_SEGMENTS = 16
 
 
-@dataclass(frozen=True)
-class CallPlan:
-    """Where a call's tokens lie, the same for all blocks: in segments of the memory, and in the attention's window."""
-
-    segments: SegmentLayout
-    attention: AttentionPlan
-    inside_segment: AttentionPlan | None
-
-
-class LM2DecoderLayer(LlamaDecoderLayer):
-    """Llama's decoder block; `memory` is None in blocks without one."""
-
-    def __init__(self, config: LM2Config, layer_idx: int):
-        super().__init__(config, layer_idx)
-        self.writes_from_input = config.memory_write_source != "attention"
-        if layer_idx not in config.memory_block_indices:
-            self.memory = None
-        elif config.memory_design == "paper":
-            self.memory = PaperMemory(config, layer_idx)
-        else:
-            self.memory = SegmentMemory(config)
-
-    def forward(
-        self, hidden_BTD: Tensor, slot_BTD: Tensor | None, state: BlockState, plan: CallPlan, keep_state: bool
-    ) -> tuple[Tensor, Tensor | None, BlockState | None]:
-        """
-        One block on one call.
-
-        Args:
-            hidden_BTD: token states.
-            slot_BTD: design "paper": the slots paired with the tokens, float32; else None.
-            state: what this block returned from the call before, or an empty state.
-            plan: places of the tokens; inside one segment for design "paper" and for writes from the attention.
-            keep_state: whether the next state is wanted.
-
-        Returns:
-            Token states, slots, and the next state (None if not wanted).
-        """
-        residual = hidden_BTD
-        x_BTD = self.input_layernorm(hidden_BTD)
-        attention, layout = self.self_attn, plan.attention.layout
-        query, key, value = (
-            proj(x_BTD).unflatten(-1, (-1, attention.head_dim))
-            for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        key_cells, value_cells = layout.to_cells(key, state.keys), layout.to_cells(value, state.values)
-        query_QHK = rotate(layout.to_queries(query), plan.attention.query_rope)
-        key_JUK = rotate(window_cells(key_cells, state.window_keys, plan.attention), plan.attention.key_rope)
-        value_JUK = window_cells(value_cells, state.window_values, plan.attention)
-        attend_arguments = (attention, query_QHK, key_JUK, value_JUK, plan.attention, self._dropout())
-
-        gated_BTD, memory_state = None, {}
-        if isinstance(self.memory, SegmentMemory):
-            read_keys, memory_state = self._pass_bank(x_BTD, state, plan, keep_state)
-            if isinstance(self.memory.read, JointRead):
-                attended = attend_jointly(*attend_arguments, *self._read_jointly(query, read_keys, plan))
-            else:
-                attended = attend(*attend_arguments)
-                x_QD = plan.segments.to_queries(x_BTD)
-                gated_BTD = plan.segments.to_tokens(self.memory.read(x_QD, *read_keys))
-        else:
-            attended = attend(*attend_arguments)
-            if self.memory is not None:
-                gated_BTD, slot_BTD, slot_key, slot_value = self.memory(
-                    x_BTD, slot_BTD, state.memory_keys, state.memory_values, plan.inside_segment
-                )
-                memory_state = {"memory_keys": slot_key, "memory_values": slot_value}
-
-        hidden_BTD = residual + attention.o_proj(layout.to_tokens(attended).flatten(-2))
-        if gated_BTD is not None:
-            hidden_BTD = hidden_BTD + gated_BTD
-        x_BTD = self.post_attention_layernorm(hidden_BTD)
-        if isinstance(self.memory, SegmentMemory) and not self.writes_from_input and keep_state:
-            memory_state = self._write_bank(x_BTD, state, memory_state, plan)
-        next_state = None
-        if keep_state:
-            next_state = BlockState(
-                keys=layout.open_cells(key_cells),
-                values=layout.open_cells(value_cells),
-                window_keys=slide_window(key_cells, state.window_keys, plan.attention),
-                window_values=slide_window(value_cells, state.window_values, plan.attention),
-                **memory_state,
-            )
-        return hidden_BTD + self.mlp(x_BTD), slot_BTD, next_state
-
-    def _pass_bank(self, x_BTD, state: BlockState, plan: CallPlan, keep_state: bool):
-        """
-        The keys and values of the slots that each segment reads, and the memory's part of the next state (of its next
-        state before the write, where writes come from the attention).
-        """
-        memory, layout = self.memory, plan.segments
-        bank = state.bank
-        if bank is None:
-            bank = memory.initial_bank(x_BTD.shape[0], x_BTD.device)
-        if self.writes_from_input:
-            source = layout.to_cells(x_BTD, state.source)
-            banks, bank = memory.write_segments(
-                bank,
-                source,
-                layout.full_BG,
-                layout.reset_BG,
-                layout.number_BG,
-                last=keep_state and layout.completes_any,
-            )
-            memory_state = {"source": layout.open_cells(source)} if keep_state else {}
-        else:
-            reset = None if layout.reset_BG is None else layout.reset_BG[:, 0]
-            bank = memory.start_segment(bank, reset, layout.number_BG[:, 0])
-            banks = bank.unsqueeze(1)
-            memory_state = {}
-        is_known = state.memory_keys is not None and layout.num_segments == 1 and layout.reset_BG is None
-        if is_known:
-            keys, values = state.memory_keys, state.memory_values
-            read_keys = keys.unsqueeze(1), values.unsqueeze(1)
-        else:
-            read_keys = memory.read.keys_values(banks, self.self_attn)
-            keys, values = (x[:, -1] for x in read_keys)
-        if keep_state and self.writes_from_input and layout.completes_any:
-            keys, values = memory.read.keys_values(bank, self.self_attn)
-        if keep_state:
-            memory_state |= {"bank": bank, "memory_keys": keys, "memory_values": values}
-        return read_keys, memory_state
-
-    def _write_bank(self, source_BTD, state: BlockState, memory_state: dict, plan: CallPlan) -> dict:
-        """The memory's part of the next state after a write from the attention; the call is inside one segment."""
-        layout = plan.segments
-        source = layout.to_cells(source_BTD, state.source)
-        memory_state |= {"source": layout.open_cells(source)}
-        if layout.completes_any:
-            full_B = layout.full_BG[:, 0].expand(source.shape[0])
-            bank = self.memory.write_segment(memory_state["bank"], source[:, 0], full_B)
-            keys, values = self.memory.read.keys_values(bank, self.self_attn)
-            memory_state |= {"bank": bank, "memory_keys": keys, "memory_values": values}
-        return memory_state
-
-    def _read_jointly(self, query_BTHK: Tensor, read_keys: tuple[Tensor, Tensor], plan: CallPlan):
-        """Logit, value, gate and scale of the memory for `attend_jointly`, in the places of the attention's queries."""
-        segments, layout = plan.segments, plan.attention.layout
-        read, logit, gate = self.memory.read(segments.to_queries(query_BTHK), *read_keys, self.self_attn.scaling)
-        logit = logit.transpose(2, 3)
-        if segments is not layout:
-            read, logit, gate = (layout.to_queries(segments.to_tokens(x)) for x in (read, logit, gate))
-        return logit.transpose(2, 3), read, gate, self.memory.read.scale.float()
-
-    def _dropout(self) -> float:
-        return self.self_attn.attention_dropout if self.training else 0.0
-
-
 class LM2PreTrainedModel(LlamaPreTrainedModel):
     """Loading, saving and initialization."""
 
@@ -201,7 +53,7 @@ class LM2PreTrainedModel(LlamaPreTrainedModel):
     _supports_flex_attn = False
     _can_compile_fullgraph = False
     _is_stateful = True
-    _can_record_outputs = {}
+    _can_record_outputs: dict = {}
     _tp_plan = None
     _pp_plan = None
 
@@ -278,7 +130,7 @@ class LM2Model(LM2PreTrainedModel, LlamaModel):
             position_ids: [B or 1, T]. Read for one thing: where positions start over, a new document begins.
             past_key_values: state of the rows so far; changed only if the call succeeds.
             use_cache: whether to return the state; None is `config.use_cache`, and no in training.
-            segment_reset: bool [B, T], True at tokens that begin a new document, which sees nothing of what came before.
+            segment_reset: bool [B, T], True at tokens that begin a new document, which sees nothing of the one before.
             output_hidden_states: return the inputs of all blocks and the final state, each [B, T, D].
 
         Returns:
@@ -303,8 +155,8 @@ class LM2Model(LM2PreTrainedModel, LlamaModel):
             )
         if kwargs.get("output_attentions"):
             raise ValueError(
-                "output_attentions=True is not available: attention runs inside segments and over slots, so there is no "
-                "map of T x T tokens; use output_hidden_states, or memory_layers=0"
+                "output_attentions=True is not available: attention runs inside segments and over slots, so there is "
+                "no map of T x T tokens; use output_hidden_states, or memory_layers=0"
             )
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = self._prepare_cache(past_key_values, use_cache, hidden.shape[0])
@@ -312,7 +164,7 @@ class LM2Model(LM2PreTrainedModel, LlamaModel):
         if cache is not None and cache.is_initialized:
             num_seen = cache.num_document_tokens
         valid, start = read_boundaries(
-            hidden.shape[:2],
+            (hidden.shape[0], hidden.shape[1]),
             attention_mask,
             position_ids,
             segment_reset,
@@ -320,9 +172,9 @@ class LM2Model(LM2PreTrainedModel, LlamaModel):
             num_columns=0 if cache is None else cache.num_columns,
             has_past=cache is not None and cache.is_initialized,
         )
-        states = [BlockState()] * len(self.layers) if cache is None else cache.states
+        states: Sequence = [BlockState()] * len(self.layers) if cache is None else cache.states
         bank = None if cache is None else cache.bank
-        recorded = [] if output_hidden_states else None
+        recorded: list | None = [] if output_hidden_states else None
         hidden, states, bank = self._run(hidden, states, bank, num_seen, valid, start, cache is not None, recorded)
         hidden = self.norm(hidden)
         if cache is not None:
@@ -359,7 +211,7 @@ class LM2Model(LM2PreTrainedModel, LlamaModel):
             boundaries = (piece.valid_BT, piece.start_BT)
             inside = lay_out(piece.x_BT.shape[1], num_seen, segment_length, *boundaries, device)
             plan = self._plan(piece.x_BT, inside, num_seen, *boundaries)
-            record = None if recorded is None else []
+            record: list | None = None if recorded is None else []
             keep_piece = keep_state or index < len(pieces) - 1
             hidden, states, bank = self._run_blocks(piece.x_BT, states, bank, plan, keep_piece, record)
             num_seen = count_seen(num_seen, piece.x_BT.shape[1], *boundaries)
@@ -541,8 +393,8 @@ class LM2ForCausalLM(LM2PreTrainedModel, LlamaForCausalLM):
             return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         if generation_config.cache_implementation not in (None, "dynamic"):
             raise ValueError(
-                f"cache_implementation={generation_config.cache_implementation!r} is not supported: the state of an LM2 "
-                "is an LM2Cache, which is small and does not grow; leave cache_implementation out"
+                f"cache_implementation={generation_config.cache_implementation!r} is not supported: the state of an "
+                "LM2 is an LM2Cache, which is small and does not grow; leave cache_implementation out"
             )
         cache = model_kwargs.get("past_key_values")
         if cache is None and generation_config.use_cache is not False:

@@ -74,8 +74,8 @@ class PaperMemory(nn.Module):
 
     def _read(self, query_BGQD: Tensor, key_BGCD: Tensor, value_BGCD: Tensor, plan: AttentionPlan) -> Tensor:
         if self.top_k is None:
-            one_head = (x.unsqueeze(3) for x in (query_BGQD, key_BGCD, value_BGCD))
-            return attend(self, *one_head, plan, dropout=0.0).squeeze(3)
+            query, key, value = (x.unsqueeze(3) for x in (query_BGQD, key_BGCD, value_BGCD))
+            return attend(self, query, key, value, plan, dropout=0.0).squeeze(3)
         visible = plan.mask
         if visible is None:
             visible = torch.ones(query_BGQD.shape[2], key_BGCD.shape[2], dtype=torch.bool, device=key_BGCD.device)
