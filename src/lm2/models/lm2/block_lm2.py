@@ -1,12 +1,13 @@
 """
 One decoder block of LM2: Llama's block, with a memory that it reads before it writes.
 
-Shapes: B rows, T tokens, G segments, Q queries per segment, C cells, J keys a query may see, H heads, U key-value heads,
-K head width, D hidden size.
+Shapes: B rows, T tokens, G segments, Q queries per segment, C cells, J keys a query may see, H heads, U key-value
+heads, K head width, D hidden size.
 """
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -126,10 +127,8 @@ class LM2DecoderLayer(LlamaDecoderLayer):
             memory_state = {}
         # A truncated gradient must also be cut in the slots' keys and values, which earlier segments made.
         may_cut = memory.bptt_segments is not None and torch.is_grad_enabled()
-        is_known = (
-            state.memory_keys is not None and layout.num_segments == 1 and layout.reset_BG is None and not may_cut
-        )
-        if is_known:
+        same_bank = layout.num_segments == 1 and layout.reset_BG is None and not may_cut
+        if same_bank and state.memory_keys is not None:
             keys, values = state.memory_keys, state.memory_values
             read_keys = keys.unsqueeze(1), values.unsqueeze(1)
         else:

@@ -1,8 +1,8 @@
 """
 The state of a conversation: the open segment and the bank of every block, row by row.
 
-Shapes: B rows, F cells of the open segment that are filled in its fullest row, W attention window in segments, S segment
-length, U key-value heads, K head width, N slots, D hidden size.
+Shapes: B rows, F cells of the open segment that are filled in its fullest row, W attention window in segments, S
+segment length, U key-value heads, K head width, N slots, D hidden size.
 """
 
 import json

@@ -184,9 +184,8 @@ class LM2Config(LlamaConfig):
 
     def _reject_misspelled_fields(self, kwargs: dict) -> None:
         # transformers stores unknown keys silently; a misspelled memory field would leave its default in force.
-        ours = [name for name in LM2Config.__annotations__]
         for name in kwargs:
-            nearest = difflib.get_close_matches(name, ours, n=1, cutoff=0.8)
+            nearest = difflib.get_close_matches(name, LM2Config.__annotations__, n=1, cutoff=0.8)
             if nearest:
                 raise ValueError(f"unknown field {name!r} of LM2Config; did you mean {nearest[0]!r}?")
 

@@ -10,6 +10,7 @@ cell p % S of segment p // S. Nothing here depends on weights; a layout is built
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +66,7 @@ class SegmentLayout:
         return int(self.filled_B.max())
 
     def to_cells(self, x_BT: Tensor, past_BF: Tensor | None = None) -> Tensor:
-        """[B, T, ...] in token order, after the [B, F, ...] that the open segment holds -> [B, G, C, ...], 0 if empty."""
+        """[B, T, ...] in token order, after the open segment's [B, F, ...] -> [B, G, C, ...], zero where empty."""
         if self.offset is None:
             return self._gather_cells(x_BT, past_BF)
         if past_BF is not None:
@@ -103,7 +104,7 @@ class SegmentLayout:
         if self.offset is not None:
             bounds = [min(max(g * self.num_cells - self.offset, 0), self.num_tokens) for g in range(self.num_segments)]
             bounds.append(self.num_tokens)
-            return [Piece(x_BT[:, a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+            return [Piece(x_BT[:, a:b]) for a, b in pairwise(bounds)]
         x_BGC = self.to_cells(x_BT)
         valid_BGC = (self.source_BGC < self.num_tokens).cpu()
         pieces = []
