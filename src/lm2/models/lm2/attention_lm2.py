@@ -190,11 +190,14 @@ def attend_jointly(
         scale_H: float32 f, one a head.
 
     Returns:
-        [B, G, Q, H, K] in the dtype of the query.
+        [B, G, Q, H, K] in the dtype of the query (under autocast, in its dtype).
     """
     rows = query_BGQHK.shape[:2]
     dtype = query_BGQHK.dtype
-    query, key, value = (x.flatten(0, 1).transpose(1, 2) for x in (query_BGQHK, key_BGJUK, value_BGJUK))
+    if torch.is_autocast_enabled(query_BGQHK.device.type):
+        # The kernel's dtype, so that the logit is split for it.
+        dtype = torch.get_autocast_dtype(query_BGQHK.device.type)
+    query, key, value = (x.to(dtype).flatten(0, 1).transpose(1, 2) for x in (query_BGQHK, key_BGJUK, value_BGJUK))
     num_rows, num_kv_heads, num_keys, head_dim = key.shape
 
     logit_parts = _split_exactly(memory_logit_BGHQ.flatten(0, 1) / module.scaling, dtype)
@@ -223,7 +226,7 @@ def attend_jointly(
     scale_H1 = scale_H.unsqueeze(-1)
     total = (token_mass + scale_H1.abs() * memory_mass).clamp(min=torch.finfo(torch.float32).tiny)
     memory_share = scale_H1 * gate_BGQH.unsqueeze(-1) * memory_mass / total
-    return from_tokens * (1 / total).to(dtype) + memory_share.to(dtype) * memory_value_BGQHK
+    return from_tokens * (1 / total).to(dtype) + memory_share.to(dtype) * memory_value_BGQHK.to(dtype)
 
 
 def _split_exactly(x: Tensor, dtype: torch.dtype) -> list[Tensor]:

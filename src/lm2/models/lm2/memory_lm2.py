@@ -65,7 +65,8 @@ def erase_and_add(gate_SN: Tensor, content_SE: Tensor) -> tuple[Tensor, Tensor]:
     later_log_keep = torch.log1p(-gate).flip(-2).cumsum(-2).flip(-2)
     keep_N = later_log_keep[..., 0, :].exp()
     weight = gate * F.pad(later_log_keep[..., 1:, :], (0, 0, 0, 1)).exp()
-    return keep_N, weight.transpose(-1, -2) @ content_SE.float()
+    with in_float32(gate):
+        return keep_N, weight.transpose(-1, -2) @ content_SE.float()
 
 
 def attend_to_slots(query: Tensor, key: Tensor, value: Tensor, scaling: float, top_k: int | None, visible=None):
@@ -80,7 +81,8 @@ def attend_to_slots(query: Tensor, key: Tensor, value: Tensor, scaling: float, t
     Returns:
         Averages [..., Q, K] in the value's dtype, and log-sum-exp [..., Q] in float32.
     """
-    logits = (query.float() * scaling) @ key.float().transpose(-1, -2)
+    with in_float32(query):
+        logits = (query.float() * scaling) @ key.float().transpose(-1, -2)
     if visible is not None:
         logits = logits.masked_fill(~visible, float("-inf"))
     if top_k is not None and top_k < logits.shape[-1]:
@@ -92,6 +94,11 @@ def attend_to_slots(query: Tensor, key: Tensor, value: Tensor, scaling: float, t
     summed = mass.to(value.dtype) @ F.pad(value, (0, 1), value=1.0)
     average, total = summed[..., :-1] / summed[..., -1:], summed[..., -1].float()
     return average, best.squeeze(-1) + total.log()
+
+
+def in_float32(x: Tensor) -> torch.autocast:
+    """A context in which float32 products stay float32, whatever autocast does around it."""
+    return torch.autocast(device_type=x.device.type, enabled=False)
 
 
 def recompute(function: Callable, *tensors: Tensor):
@@ -124,7 +131,8 @@ class AddressWrite(nn.Module):
         The effect of each segment on a bank: bank' = keep * bank + new, both float32 [B, G, N, M, E] (keep with E = 1).
         """
         query = self.query(x_BGSD).unflatten(-1, (self.num_heads, self.address_size)).transpose(2, 3)
-        logits = (query @ self.address.transpose(-1, -2)).float() * self.address_size**-0.5
+        with in_float32(query):
+            logits = (query.float() * self.address_size**-0.5) @ self.address.float().transpose(-1, -2)
         gate_BGMS = self.input_gate(x_BGSD).float().sigmoid().transpose(2, 3)
         content = self.content(x_BGSD).tanh().unflatten(-1, (self.num_heads, -1)).transpose(2, 3)
         keep_BGMN, new_BGMNE = recompute(self._erase_and_add, logits, gate_BGMS, content)

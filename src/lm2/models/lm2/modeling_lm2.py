@@ -62,7 +62,9 @@ class LM2PreTrainedModel(LlamaPreTrainedModel):
         super()._init_weights(module)
         std = self.config.initializer_range
         if isinstance(module, SegmentMemory) and module.initial_slots is not None:
-            initialization.normal_(module.initial_slots, std=std)
+            # As wide as what is written later. Slots are normed when read: narrow ones would turn around at each
+            # optimizer step, and in our trials kept attention itself from forming (docs/log.md).
+            initialization.normal_(module.initial_slots, std=1.0)
         elif isinstance(module, AddressWrite):
             # Of unit width, as the queries that meet them start small.
             initialization.normal_(module.address, std=1.0)

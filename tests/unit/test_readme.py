@@ -1,0 +1,43 @@
+"""What the documents say must be true: the example runs, links lead somewhere, and verbs exist."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_python_example_runs(tmp_path: Path) -> None:
+    (example,) = blocks((ROOT / "README.md").read_text(), "python")
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("10000 tokens read")
+    assert (tmp_path / "conversation.safetensors").stat().st_size > 0
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files(document: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)\)", document.read_text())
+    missing = [target for target in targets if "://" not in target and not (document.parent / target).exists()]
+    assert missing == []
+
+
+def test_verbs_of_the_run_script_exist() -> None:
+    from lm2.cli.main import app
+
+    known = {command.name for command in app.registered_commands} | {"test", "lint", "python"}
+    shown = re.findall(r"^\./run (\S+)", "\n".join(blocks((ROOT / "README.md").read_text(), "sh")), flags=re.MULTILINE)
+    assert shown
+    assert set(shown) <= known
