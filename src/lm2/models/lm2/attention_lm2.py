@@ -226,7 +226,8 @@ def attend_jointly(
     scale_H1 = scale_H.unsqueeze(-1)
     total = (token_mass + scale_H1.abs() * memory_mass).clamp(min=torch.finfo(torch.float32).tiny)
     memory_share = scale_H1 * gate_BGQH.unsqueeze(-1) * memory_mass / total
-    return from_tokens * (1 / total).to(dtype) + memory_share.to(dtype) * memory_value_BGQHK.to(dtype)
+    # Divisions, as the gradient of a reciprocal overflows where the memory's mass dwarfs the tokens'.
+    return (from_tokens / total).to(dtype) + memory_share.to(dtype) * memory_value_BGQHK.to(dtype)
 
 
 def _split_exactly(x: Tensor, dtype: torch.dtype) -> list[Tensor]:

@@ -84,7 +84,7 @@ class LM2CacheLayer(CacheLayerMixin):
         if tokens_to_remove != 0:
             raise ValueError(
                 f"crop({tokens_to_remove}): what a bank has taken in cannot be taken out; "
-                "keep a copy.deepcopy of the cache from before those tokens and go on from it"
+                "save the cache before such tokens (LM2Cache.save, or copy.deepcopy after detach) and go on from there"
             )
 
 

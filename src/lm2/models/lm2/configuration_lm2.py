@@ -81,7 +81,8 @@ class LM2Config(LlamaConfig):
             `"attention"`: write from the normed hidden state after attention and read, one segment after the other.
             Not for `"paper"`, which writes from the input.
         memory_top_k (`int`, *optional*):
-            Keep only the k best slots of each read (section 2 of the paper names it as an option). Default: all.
+            Keep only the k best slots of each read, and those that tie with the last of them (section 2 of the paper
+            names it as an option). Default: all.
         memory_null_slot (`bool`, defaults to `False`):
             Adds a learned key without content to the slots, so that a read can find nothing.
         memory_init (`str`, *optional*):
@@ -111,7 +112,7 @@ class LM2Config(LlamaConfig):
     memory_top_k: int | None = None
     memory_null_slot: bool = False
     memory_init: str | None = None
-    memory_input_gate_bias: float = 0.0
+    memory_input_gate_bias: float | int = 0.0
     bptt_segments: int | None = None
 
     def __post_init__(self, **kwargs):
@@ -213,7 +214,8 @@ class LM2Config(LlamaConfig):
             self.segment_length = 512 if self.memory_design == "segment" else min(512, self.num_memory_slots)
 
     def _check_backbone(self) -> None:
-        _require_at_least("num_key_value_heads", self.num_key_value_heads, 1)
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_key_value_heads"):
+            _require_at_least(name, getattr(self, name), 1)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}; "
@@ -229,8 +231,6 @@ class LM2Config(LlamaConfig):
         layers, num_blocks = self.memory_layers, self.num_hidden_layers
         if layers is None:
             return
-        if isinstance(layers, bool):
-            raise ValueError(f"memory_layers={layers} is not a number of blocks; use None for all blocks, 0 for none")
         if isinstance(layers, int):
             if not 0 <= layers <= num_blocks:
                 raise ValueError(

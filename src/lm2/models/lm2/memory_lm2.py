@@ -75,7 +75,7 @@ def attend_to_slots(query: Tensor, key: Tensor, value: Tensor, scaling: float, t
 
     Args:
         query [..., Q, K], key [..., N, K], value [..., N, K]; scaling multiplies the logits.
-        top_k: keep only the k best slots of each query.
+        top_k: keep only the k best slots of each query, and those that are as good as the last of them.
         visible: bool, broadcast to [..., Q, N], slots that a query may see.
 
     Returns:
@@ -91,9 +91,10 @@ def attend_to_slots(query: Tensor, key: Tensor, value: Tensor, scaling: float, t
     # Softmax spelled out, as its normalizer is wanted too: a column of ones in the values sums the masses on the way.
     best = logits.detach().amax(-1, keepdim=True)
     mass = logits.sub_(best).exp_()
-    summed = mass.to(value.dtype) @ F.pad(value, (0, 1), value=1.0)
-    average, total = summed[..., :-1] / summed[..., -1:], summed[..., -1].float()
-    return average, best.squeeze(-1) + total.log()
+    with in_float32(query):
+        summed = mass @ F.pad(value.float(), (0, 1), value=1.0)
+    average, total = summed[..., :-1] / summed[..., -1:], summed[..., -1]
+    return average.to(value.dtype), best.squeeze(-1) + total.log()
 
 
 def in_float32(x: Tensor) -> torch.autocast:

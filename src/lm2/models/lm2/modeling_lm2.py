@@ -383,12 +383,12 @@ class LM2ForCausalLM(LM2PreTrainedModel, LlamaForCausalLM):
             counts["memory" if _is_memory(name) else "backbone"] += parameter.numel()
         return counts | {"total": sum(counts.values())}
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
         """transformers' switch; reentrant checkpointing is refused, as it drops gradients of state that blocks pass."""
-        options = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
+        options = {"use_reentrant": False} | (activation_checkpointing_kwargs or {})
         if options["use_reentrant"]:
             raise ValueError("use_reentrant=True loses the gradient of the memory; use {'use_reentrant': False}")
-        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        super().activation_checkpointing_enable(options, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs):
         if not self.config.has_memory:
