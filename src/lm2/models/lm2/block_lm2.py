@@ -6,6 +6,7 @@ heads, K head width, D hidden size.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from .attention_lm2 import AttentionPlan, attend, attend_jointly, rotate, slide_
 from .cache_lm2 import BlockState
 from .configuration_lm2 import LM2Config
 from .layout_lm2 import SegmentLayout
-from .memory_lm2 import JointRead, SegmentMemory, SeparateRead
+from .memory_lm2 import SegmentMemory
 from .paper_lm2 import PaperMemory
 
 
@@ -33,11 +34,14 @@ class LM2DecoderLayer(LlamaDecoderLayer):
 
     def __init__(self, config: LM2Config, layer_idx: int):
         super().__init__(config, layer_idx)
+        has_memory = layer_idx in config.memory_block_indices
+        # Asked of the configuration, not of the module: PEFT puts a wrapper in its place.
+        self.design = config.memory_design if has_memory else None
+        self.reads_jointly = self.design == "segment" and config.memory_read == "joint"
         self.writes_from_input = config.memory_write_source != "attention"
-        self.memory: SegmentMemory | PaperMemory | None = None
-        if layer_idx in config.memory_block_indices:
-            is_paper = config.memory_design == "paper"
-            self.memory = PaperMemory(config, layer_idx) if is_paper else SegmentMemory(config)
+        self.memory: Any = None
+        if has_memory:
+            self.memory = SegmentMemory(config) if self.design == "segment" else PaperMemory(config, layer_idx)
 
     def forward(
         self, hidden_BTD: Tensor, slot_BTD: Tensor | None, state: BlockState, plan: CallPlan, keep_state: bool
@@ -68,17 +72,17 @@ class LM2DecoderLayer(LlamaDecoderLayer):
         value_JUK = window_cells(value_cells, state.window_values, plan.attention)
         attend_arguments = (attention, query_QHK, key_JUK, value_JUK, plan.attention, self._dropout())
 
-        memory, gated_BTD, memory_state = self.memory, None, {}
-        if isinstance(memory, SegmentMemory):
-            read_keys, memory_state = self._pass_bank(memory, x_BTD, state, plan, keep_state)
-        if isinstance(memory, SegmentMemory) and isinstance(memory.read, JointRead):
-            attended = attend_jointly(*attend_arguments, *self._read_jointly(memory.read, query, read_keys, plan))
+        gated_BTD, memory_state = None, {}
+        if self.design == "segment":
+            read_keys, memory_state = self._pass_bank(x_BTD, state, plan, keep_state)
+        if self.reads_jointly:
+            attended = attend_jointly(*attend_arguments, *self._read_jointly(query, read_keys, plan))
         else:
             attended = attend(*attend_arguments)
-        if isinstance(memory, SegmentMemory) and isinstance(memory.read, SeparateRead):
-            gated_BTD = plan.segments.to_tokens(memory.read(plan.segments.to_queries(x_BTD), *read_keys))
-        elif isinstance(memory, PaperMemory):
-            gated_BTD, slot_BTD, slot_key, slot_value = memory(
+        if self.design == "segment" and not self.reads_jointly:
+            gated_BTD = plan.segments.to_tokens(self.memory.read(plan.segments.to_queries(x_BTD), *read_keys))
+        elif self.design == "paper":
+            gated_BTD, slot_BTD, slot_key, slot_value = self.memory(
                 x_BTD, slot_BTD, state.memory_keys, state.memory_values, plan.inside_segment
             )
             memory_state = {"memory_keys": slot_key, "memory_values": slot_value}
@@ -87,8 +91,8 @@ class LM2DecoderLayer(LlamaDecoderLayer):
         if gated_BTD is not None:
             hidden_BTD = hidden_BTD + gated_BTD
         x_BTD = self.post_attention_layernorm(hidden_BTD)
-        if isinstance(memory, SegmentMemory) and not self.writes_from_input and keep_state:
-            memory_state = self._write_bank(memory, x_BTD, state, memory_state, plan)
+        if self.design == "segment" and not self.writes_from_input and keep_state:
+            memory_state = self._write_bank(x_BTD, state, memory_state, plan)
         next_state = None
         if keep_state:
             next_state = BlockState(
@@ -100,12 +104,12 @@ class LM2DecoderLayer(LlamaDecoderLayer):
             )
         return hidden_BTD + self.mlp(x_BTD), slot_BTD, next_state
 
-    def _pass_bank(self, memory: SegmentMemory, x_BTD: Tensor, state: BlockState, plan: CallPlan, keep_state: bool):
+    def _pass_bank(self, x_BTD: Tensor, state: BlockState, plan: CallPlan, keep_state: bool):
         """
         The keys and values of the slots that each segment reads, and the memory's part of the next state (of its next
         state before the write, where writes come from the attention).
         """
-        layout = plan.segments
+        memory, layout = self.memory, plan.segments
         bank = state.bank
         if bank is None:
             bank = memory.initial_bank(x_BTD.shape[0], x_BTD.device)
@@ -140,28 +144,26 @@ class LM2DecoderLayer(LlamaDecoderLayer):
             memory_state |= {"bank": bank, "memory_keys": keys, "memory_values": values}
         return read_keys, memory_state
 
-    def _write_bank(
-        self, memory: SegmentMemory, source_BTD: Tensor, state: BlockState, memory_state: dict, plan: CallPlan
-    ) -> dict:
+    def _write_bank(self, source_BTD: Tensor, state: BlockState, memory_state: dict, plan: CallPlan) -> dict:
         """The memory's part of the next state after a write from the attention; the call is inside one segment."""
         layout = plan.segments
         source = layout.to_cells(source_BTD, state.source)
         memory_state |= {"source": layout.open_cells(source)}
         if layout.completes_any:
             full_B = layout.full_BG[:, 0].expand(source.shape[0])
-            bank = memory.write_segment(memory_state["bank"], source[:, 0], full_B)
-            keys, values = memory.read.keys_values(bank, self.self_attn)
+            bank = self.memory.write_segment(memory_state["bank"], source[:, 0], full_B)
+            keys, values = self.memory.read.keys_values(bank, self.self_attn)
             memory_state |= {"bank": bank, "memory_keys": keys, "memory_values": values}
         return memory_state
 
-    def _read_jointly(self, read: JointRead, query_BTHK: Tensor, read_keys: tuple[Tensor, Tensor], plan: CallPlan):
+    def _read_jointly(self, query_BTHK: Tensor, read_keys: tuple[Tensor, Tensor], plan: CallPlan):
         """Logit, value, gate and scale of the memory for `attend_jointly`, in the places of the attention's queries."""
         segments, layout = plan.segments, plan.attention.layout
-        value, logit, gate = read(segments.to_queries(query_BTHK), *read_keys, self.self_attn.scaling)
+        value, logit, gate = self.memory.read(segments.to_queries(query_BTHK), *read_keys, self.self_attn.scaling)
         logit = logit.transpose(2, 3)
         if segments is not layout:
             value, logit, gate = (layout.to_queries(segments.to_tokens(x)) for x in (value, logit, gate))
-        return logit.transpose(2, 3), value, gate, read.scale.float()
+        return logit.transpose(2, 3), value, gate, self.memory.read.scale.float()
 
     def _dropout(self) -> float:
         return self.self_attn.attention_dropout if self.training else 0.0

@@ -8,7 +8,7 @@ segment length, U key-value heads, K head width, N slots, D hidden size.
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -179,6 +179,10 @@ class LM2Cache(Cache):
     def detach(self) -> None:
         """Cuts the state from the graph that made it, to carry memory from one training step to the next."""
         self._map(Tensor.detach)
+        if self.config.memory_design == "segment":
+            # Made anew from the bank, so that reading it goes on training the projections that read.
+            for layer in self.layers:
+                layer.state = replace(layer.state, memory_keys=None, memory_values=None)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._apply_to_rows(beam_idx)

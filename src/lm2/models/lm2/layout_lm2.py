@@ -37,7 +37,7 @@ class SegmentLayout:
         full_BG: bool, segments that the call completes. [1, G] where rows are alike.
         number_BG: int64, number of each segment in its document. [1, G] where rows are alike.
         reset_BG: bool, segments that start a document in this call, or None if there are none.
-        filled_B: cells of each row's open segment after the call, on the CPU.
+        num_open: cells that the fullest row's open segment holds after the call.
     """
 
     num_tokens: int
@@ -47,7 +47,7 @@ class SegmentLayout:
     full_BG: Tensor
     number_BG: Tensor
     reset_BG: Tensor | None
-    filled_B: Tensor
+    num_open: int
     completes_any: bool
     valid_BT: Tensor | None = None
     cell_BT: Tensor | None = None
@@ -61,9 +61,11 @@ class SegmentLayout:
         return self.num_tokens if self.num_segments == 1 else self.num_cells
 
     @property
-    def num_open(self) -> int:
-        """Cells that the fullest row's open segment holds after the call."""
-        return int(self.filled_B.max())
+    def begins(self) -> Tensor:
+        """bool [B], or [1] where rows are alike: the call holds the first token of its first segment."""
+        if self.offset is not None:
+            return torch.tensor([self.offset == 0], device=self.full_BG.device)
+        return self.source_BGC[:, 0, 0] <= self.num_tokens
 
     def to_cells(self, x_BT: Tensor, past_BF: Tensor | None = None) -> Tensor:
         """[B, T, ...] in token order, after the open segment's [B, F, ...] -> [B, G, C, ...], zero where empty."""
@@ -187,7 +189,7 @@ def _lay_out_alike(num_tokens: int, seen_B: Tensor, segment_length: int | None, 
         full_BG=full_BG.to(device),
         number_BG=(seen // length + torch.arange(num_segments)).unsqueeze(0).to(device),
         reset_BG=None,
-        filled_B=torch.full_like(seen_B, filled),
+        num_open=filled,
         completes_any=bool(full_BG.any()),
     )
 
@@ -240,7 +242,7 @@ def _lay_out_ragged(num_tokens, seen_B, segment_length, valid_BT, start_BT, devi
         full_BG=full.to(device),
         number_BG=number.to(device),
         reset_BG=resets.to(device) if start_BT is not None and bool(start.any()) else None,
-        filled_B=filled,
+        num_open=int(filled.max()),
         completes_any=bool(full.any()),
         valid_BT=valid.to(device),
         cell_BT=cell.to(device),

@@ -272,7 +272,9 @@ class LM2Model(LM2PreTrainedModel, LlamaModel):
         if layout.reset_BG is not None:
             bank = torch.where(layout.reset_BG[:, :1, None], identity, bank)
         if self.config.bptt_segments is not None and torch.is_grad_enabled():
-            is_cut = layout.number_BG[:, :1, None] % self.config.bptt_segments == 0
+            # Only where the segment begins: later calls must not cut off what the segment itself has written.
+            is_cut = (layout.number_BG[:, 0] % self.config.bptt_segments == 0) & layout.begins
+            is_cut = is_cut[:, None, None]
             bank = torch.where(is_cut, bank.detach(), bank)
         return bank
 
@@ -353,8 +355,9 @@ class LM2ForCausalLM(LM2PreTrainedModel, LlamaForCausalLM):
         for name in ("model_type", "architectures", "auto_map"):
             inherited.pop(name, None)
         config = LM2Config(**inherited, **memory_fields)
-        config._attn_implementation = llama.config._attn_implementation
-        model = cls(config).to(device=llama.device, dtype=llama.dtype)
+        # Not `.to(dtype)`, which would round the rotary frequencies as well.
+        attention = llama.config._attn_implementation
+        model = cls._from_config(config, dtype=llama.dtype, attn_implementation=attention).to(llama.device)
         model.load_state_dict(llama.state_dict(), strict=False)
         model.generation_config = llama.generation_config
         with torch.no_grad():
