@@ -351,7 +351,8 @@ class SegmentMemory(nn.Module):
             keep, new = _restart(keep, new, self._is_cut(number_BG), banks.detach())
             banks = linear_scan(keep, new)
         banks = banks.flatten(-2)
-        return banks[:, :num_segments], banks[:, -1]
+        # A copy, as a view would keep all of the call's banks alive in the state.
+        return banks[:, :num_segments], banks[:, -1].clone()
 
     def _is_cut(self, number: Tensor) -> Tensor:
         return (number > 0) & (number % self.bptt_segments == 0)
