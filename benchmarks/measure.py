@@ -38,9 +38,13 @@ TIME_MEASURED = (
 MEMORY_MEASURED = (
     "CPU: a fresh child process per model; growth of its peak resident size (VmHWM) from just before the model is "
     "built until after 2 training steps (parameters, gradients and activations; no optimizer), one thread, "
-    "MALLOC_ARENA_MAX=1; the median of 3 children, or the mean of 2 that agree within 0.5 %. CUDA: "
-    "torch.cuda.max_memory_allocated."
+    "MALLOC_ARENA_MAX=1, and a C library told to give back every block of 64 KiB or more when it is freed, so that the "
+    "peak is what is in use and not how its heap has come to lie; the median of 3 children, or the mean of 2 that "
+    "agree within 0.5 %. CUDA: torch.cuda.max_memory_allocated."
 )
+
+# mallopt's M_MMAP_THRESHOLD, and the bytes from which a block is its own mapping.
+_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 1 << 16
 
 # Two children whose peaks differ by no more than this share save the third.
 _AGREEMENT = 0.005
@@ -216,13 +220,15 @@ def _training_peak(spec: ModelSpec, tokens: int, device: str, dtype: str) -> int
         return peak.bytes()
 
 
-def prefill_ladder(spec: ModelSpec, first: int, longest: int, piece: int, device: str, dtype: str) -> list[dict]:
+def prefill_ladder(
+    spec: ModelSpec, first: int, longest: int, piece: int, device: str, dtype: str, of_memory: bool
+) -> list[dict]:
     """
-    Reads one endless row in pieces and notes at `first`, 2 * `first`, ... `longest` tokens the seconds so far and the
-    peak bytes so far. Runs in a child; for [`in_child`].
+    Reads one endless row in pieces and notes at `first`, 2 * `first`, ... `longest` tokens the seconds so far, or if
+    `of_memory` the peak bytes so far. Runs in a child; for [`in_child`].
     """
     _warm_up_child(device, dtype)
-    with PeakMemory(device) as peak, torch.no_grad():
+    with PeakMemory(device) if of_memory else contextlib.nullcontext() as peak, torch.no_grad():
         model = spec.build(device, dtype).eval()
         notes = []
         length = first
@@ -230,7 +236,7 @@ def prefill_ladder(spec: ModelSpec, first: int, longest: int, piece: int, device
         while length < min(piece, longest):
             cache = _new_cache(spec, model)
             seconds = time_once(lambda c=cache, n=length: _read(model, c, n, 0, device), device)
-            notes.append({"tokens": length, **seconds, "bytes": peak.bytes()})
+            notes.append({"tokens": length} | ({"bytes": peak.bytes()} if peak else seconds))
             length *= 2
         cache, seen, total = _new_cache(spec, model), 0, {"cpu": 0.0, "wall": 0.0}
         while seen < longest:
@@ -239,7 +245,7 @@ def prefill_ladder(spec: ModelSpec, first: int, longest: int, piece: int, device
             total = {clock: total[clock] + seconds[clock] for clock in total}
             seen += piece
             if seen >= length:
-                notes.append({"tokens": seen, **total, "bytes": peak.bytes()})
+                notes.append({"tokens": seen} | ({"bytes": peak.bytes()} if peak else total))
                 length *= 2
         return notes
 
@@ -254,7 +260,10 @@ def _read(model: torch.nn.Module, cache, count: int, seed: int, device: str) -> 
 
 
 class PeakMemory:
-    """Growth of this process's (or on CUDA: of torch's allocations') peak bytes since the block began."""
+    """
+    Growth of this process's (or on CUDA: of torch's allocations') peak bytes since the block began. Slows the process
+    down, as freed memory goes back to the system: nothing is timed in the same process.
+    """
 
     def __init__(self, device: str):
         self.device = device
@@ -267,7 +276,9 @@ class PeakMemory:
             self._base = torch.cuda.memory_allocated()
             return self
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+            library = ctypes.CDLL(None)
+            library.mallopt(_MMAP_THRESHOLD, _MAPPED_BYTES)
+            library.malloc_trim(0)
         # Sets VmHWM to the present size, which importing may have exceeded.
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")

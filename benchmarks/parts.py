@@ -206,15 +206,19 @@ def measure_prefill(settings: Settings) -> dict:
         linear = _step_work(plan.hidden, tokens) / 3
         return linear + (8 * plan.hidden * tokens**2 if name == LLAMA else 0)
 
-    progress = Progress("prefill", sum(work(name, n) for name in longest for n in longest[name]))
+    progress = Progress("prefill", sum(work(name, n) for name in longest for n in (longest[name][0], *longest[name])))
     cells = []
     for name, lengths in longest.items():
-        ladders = []
-        for tokens in lengths:
-            progress.say(f"{name} to {tokens} tokens")
-            arguments = (specs[name], plan.first, tokens, piece, settings.device, settings.dtype)
-            ladders.append(in_child(prefill_ladder, *arguments))
+
+        def climb(tokens: int, of_memory: bool, name: str = name) -> list[dict]:
+            progress.say(f"{name} to {tokens} tokens, {'memory' if of_memory else 'time'}")
+            arguments = (specs[name], plan.first, tokens, piece, settings.device, settings.dtype, of_memory)
+            notes = in_child(prefill_ladder, *arguments)
             progress.add(work(name, tokens))
+            return notes
+
+        ladders = [climb(tokens, of_memory=False) for tokens in lengths]
+        peaks = climb(lengths[0], of_memory=True)
         for index, note in enumerate(ladders[0]):
             notes = [ladder[index] for ladder in ladders if index < len(ladder)]
             cells.append(
@@ -222,7 +226,7 @@ def measure_prefill(settings: Settings) -> dict:
                     "model": name,
                     "tokens": note["tokens"],
                     "seconds": {clock: [n[clock] for n in notes] for clock in ("cpu", "wall")},
-                    "peak_bytes": [n["bytes"] for n in notes],
+                    "peak_bytes": peaks[index]["bytes"],
                 }
             )
     return {
@@ -232,9 +236,9 @@ def measure_prefill(settings: Settings) -> dict:
         "targets": _prefill_targets([cell for cell in cells if cell["model"] == LM2], plan.linear_from, settings),
         "llama_stops_because": plan.why_not_longer,
         "measured": (
-            "One row per child process, read in pieces; seconds and peak bytes since the row's start, noted on the way "
-            "(a row shorter than a piece is a call of its own). First entries are from the child that read furthest, "
-            "from which doublings and the peak's growth are taken. Peak as in training, but without gradient."
+            "One row per child process, read in pieces; seconds since the row's start, noted on the way (a row shorter "
+            "than a piece is a call of its own). First entries are from the child that read furthest, from which "
+            "doublings are taken. Peak bytes in a process of their own, as in training, but without gradient."
         ),
     }
 
@@ -246,7 +250,7 @@ def _prefill_targets(cells: list[dict], linear_from: int, settings: Settings) ->
         f"{later['tokens']}": later["seconds"][clock][0] / earlier["seconds"][clock][0]
         for earlier, later in itertools.pairwise(judged)
     }
-    growth = judged[-1]["peak_bytes"][0] / judged[0]["peak_bytes"][0]
+    growth = judged[-1]["peak_bytes"] / judged[0]["peak_bytes"]
     name = f"peak_at_{judged[-1]['tokens']}_vs_{judged[0]['tokens']}"
     targets = {name: _judge(growth, at_most=1.05)}
     for tokens, ratio in doublings.items():

@@ -120,7 +120,7 @@ def _plot_prefill(part: dict):
         places = [cell["tokens"] for cell in cells]
         per_token = [1e3 * cell["seconds"][clock][0] / cell["tokens"] for cell in cells]
         left.plot(places, per_token, "o-", color=COLORS[name], label=NAMES[name])
-        right.plot(places, [cell["peak_bytes"][0] / MIB for cell in cells], "o-", color=COLORS[name], label=NAMES[name])
+        right.plot(places, [cell["peak_bytes"] / MIB for cell in cells], "o-", color=COLORS[name], label=NAMES[name])
     left.set_ylabel(f"prefill, {clock} milliseconds per token")
     right.set_ylabel("peak memory so far (MiB)")
     _plain_log_scale(left)

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import references
 from parity.checks import assert_near, probe_like
+from transformers import LlamaConfig
 
 from lm2.models.lm2.attention_lm2 import _split_exactly
-from lm2.models.lm2.memory_lm2 import attend_to_slots, erase_and_add, linear_scan
+from lm2.models.lm2.memory_lm2 import erase_and_add, linear_scan
+from lm2.models.lm2.slots_lm2 import attend_to_all, attend_to_slots, attend_with_mass
 
 TOLERANCE = 1e-5
 
@@ -284,6 +286,87 @@ def test_attend_to_slots_in_low_precision_keeps_logits_in_float32(dtype):
         want_read, want_log_mass = attend_in_turn(query.double(), key.double(), value.double(), 1.0, None, visible)
         assert_near(read, want_read, 2 * torch.finfo(dtype).eps, "average")
         assert_near(log_mass, want_log_mass, 1e-6, "log-sum-exp")
+
+
+class Caller:
+    """What transformers' attention interface reads from the module that calls it."""
+
+    is_causal = False
+    training = False
+
+    def __init__(self, implementation: str, scaling: float, groups: int):
+        self.config = LlamaConfig(attn_implementation=implementation)
+        self.scaling = scaling
+        self.num_key_value_groups = groups
+
+
+def slot_tensors(num_slots: int, groups: int, size: float = 1.0, dtype: torch.dtype = torch.float32):
+    """Queries [B, G, Q, H, K] and keys and values [B, G, U, N, K]."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, 3, 5, 2 * groups, 8), (2, 3, 2, num_slots, 8), (2, 3, 2, num_slots, 8)
+    return [(size * torch.randn(shape, generator=generator)).to(dtype) for shape in shapes]
+
+
+def attend_with_explicit_mass(query_BGQHK, key_BGUNK, value_BGUNK, scaling):
+    """The slow twin, in the layout of the kernel's."""
+    groups = query_BGQHK.shape[3] // key_BGUNK.shape[2]
+    key, value = (x.repeat_interleave(groups, dim=2) for x in (key_BGUNK, value_BGUNK))
+    read, log_mass = attend_to_slots(query_BGQHK.transpose(2, 3), key, value, scaling, None)
+    return read.transpose(2, 3), log_mass
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("num_slots", [1, 2, 9])
+def test_the_kernel_reads_slots_as_explicit_weights_do(num_slots, groups, implementation):
+    module = Caller(implementation, scaling=0.4, groups=groups)
+    fast, slow = ([x.requires_grad_() for x in slot_tensors(num_slots, groups)] for _ in range(2))
+    read, log_mass = attend_with_mass(module, *fast, top_k=None)
+    want_read, want_log_mass = attend_with_explicit_mass(*slow, module.scaling)
+    assert_near(read, want_read, TOLERANCE, "average")
+    assert_near(log_mass, want_log_mass, TOLERANCE, "log-sum-exp")
+    assert_near(attend_to_all(module, *fast, top_k=None), want_read, TOLERANCE, "average without log-sum-exp")
+    probed(read, log_mass).backward()
+    probed(want_read, want_log_mass).backward()
+    for name, got, want in zip(("query", "key", "value"), fast, slow, strict=True):
+        assert_near(got.grad, want.grad, TOLERANCE, f"gradient of the {name}")
+
+
+def test_the_kernel_reads_slots_with_far_apart_logits():
+    # Shares of the mean key down to exp(-80), near the least that float32 knows.
+    query = torch.tensor([110.0, -70.0, 80.0, 3.0]).reshape(1, 1, 4, 1, 1).repeat(1, 1, 1, 1, 8) / 8
+    key = torch.tensor([1.0, 0.9, 0.0, -0.8]).reshape(1, 1, 1, 4, 1).repeat(1, 1, 1, 1, 8)
+    module = Caller("sdpa", scaling=1.0, groups=1)
+    fast, slow = ([x.clone().requires_grad_() for x in (query, key, key)] for _ in range(2))
+    read, log_mass = attend_with_mass(module, *fast, top_k=None)
+    want_read, want_log_mass = attend_with_explicit_mass(*slow, 1.0)
+    assert_near(read, want_read, TOLERANCE, "average")
+    assert_near(log_mass, want_log_mass, TOLERANCE, "log-sum-exp")
+    log_mass.sum().backward()
+    want_log_mass.sum().backward()
+    assert_near(fast[0].grad, slow[0].grad, TOLERANCE, "gradient of the query")
+    assert_near(fast[1].grad, slow[1].grad, TOLERANCE, "gradient of the key")
+
+
+def test_a_log_sum_exp_too_far_above_the_mean_key_is_cut_and_finite():
+    query = torch.full((1, 1, 1, 1, 8), 500.0).requires_grad_()
+    key = torch.tensor([1.0, -1.0]).reshape(1, 1, 1, 2, 1).expand(1, 1, 1, 2, 8) / 8
+    read, log_mass = attend_with_mass(Caller("sdpa", 1.0, 1), query, key, key, top_k=None)
+    assert 87 < log_mass.item() < 88
+    assert torch.equal(read[0, 0, 0, 0], key[0, 0, 0, 0])
+    (read.sum() + log_mass.sum()).backward()
+    assert bool(torch.isfinite(query.grad).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_kernel_reads_slots_in_low_precision(dtype):
+    tensors = slot_tensors(9, 3, size=2.0, dtype=dtype)
+    read, log_mass = attend_with_mass(Caller("sdpa", 0.4, 3), *tensors, top_k=None)
+    assert (read.dtype, log_mass.dtype) == (dtype, torch.float32)
+    want_read, want_log_mass = attend_with_explicit_mass(*(x.float() for x in tensors), 0.4)
+    assert_near(read, want_read, 4 * torch.finfo(dtype).eps, "average")
+    # A share with the kernel's rounding; absolute, as it adds to logits.
+    assert (log_mass - want_log_mass).abs().max() < torch.finfo(dtype).eps
 
 
 # --- logits in several numbers of low precision ---

@@ -112,7 +112,7 @@ def test_segment_model(read, write, source, window):
         ({"memory_layers": [1]}, ()),
         ({"memory_layers": 1, "attention_window": 2}, ()),
         ({"segment_length": 3, "memory_read": "separate", "memory_write_source": "attention"}, ()),
-        ({"segment_length": 6, "num_memory_slots": 1, "memory_read": "separate"}, (*READ_LOGITS, *ADDRESSES)),
+        ({"segment_length": 6, "num_memory_slots": 1}, ADDRESSES),
         ({"num_key_value_heads": 1, "attention_window": 3}, ()),
         ({"num_key_value_heads": 4, "num_memory_heads": 1, "head_dim": 6}, ()),
         ({"attention_bias": True, "mlp_bias": True}, ()),

@@ -25,7 +25,7 @@ from .layout_lm2 import SegmentLayout, _take
 AttentionModule: TypeAlias = Any
 
 # Head widths stay multiples of this when columns are added, as fast kernels ask for it.
-_WIDTH_STEP = 8
+WIDTH_STEP = 8
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def attend(
     """Attention of each segment's queries over its window, [B, G, Q, H, K]."""
     rows = query_BGQHK.shape[:2]
     query, key, value = (x.flatten(0, 1).transpose(1, 2) for x in (query_BGQHK, key_BGJUK, value_BGJUK))
-    return _call_attention(module, query, key, value, _flat_mask(plan.mask, rows), plan.causal, dropout).unflatten(
+    return call_attention(module, query, key, value, _flat_mask(plan.mask, rows), plan.causal, dropout).unflatten(
         0, rows
     )
 
@@ -193,15 +193,12 @@ def attend_jointly(
         [B, G, Q, H, K] in the dtype of the query (under autocast, in its dtype).
     """
     rows = query_BGQHK.shape[:2]
-    dtype = query_BGQHK.dtype
-    if torch.is_autocast_enabled(query_BGQHK.device.type):
-        # The kernel's dtype, so that the logit is split for it.
-        dtype = torch.get_autocast_dtype(query_BGQHK.device.type)
+    dtype = kernel_dtype(query_BGQHK)
     query, key, value = (x.to(dtype).flatten(0, 1).transpose(1, 2) for x in (query_BGQHK, key_BGJUK, value_BGJUK))
     num_rows, num_kv_heads, num_keys, head_dim = key.shape
 
     logit_parts = _split_exactly(memory_logit_BGHQ.flatten(0, 1) / module.scaling, dtype)
-    extra = -(-max(len(logit_parts), 2) // _WIDTH_STEP) * _WIDTH_STEP
+    extra = -(-max(len(logit_parts), 2) // WIDTH_STEP) * WIDTH_STEP
     query = torch.cat([query, *(part.unsqueeze(-1) for part in logit_parts)], dim=-1)
     # Under a causal kernel the extra key comes first, so a first query that nobody uses keeps the diagonal in place.
     query = F.pad(query, (0, extra - len(logit_parts), int(plan.causal), 0))
@@ -218,7 +215,7 @@ def attend_jointly(
     value = torch.cat([memory_value, token_value], dim=2)
 
     mask = plan.mask if plan.mask is None else F.pad(plan.mask, (1, 0), value=True)
-    out = _call_attention(module, query, key, value, _flat_mask(mask, rows), plan.causal, dropout)
+    out = call_attention(module, query, key, value, _flat_mask(mask, rows), plan.causal, dropout)
     out = out[:, int(plan.causal) :].unflatten(0, rows)
     from_tokens, token_mass, memory_mass = out.split([head_dim, 1, extra - 1], dim=-1)
     token_mass, memory_mass = token_mass.float(), memory_mass[..., :1].float()
@@ -228,6 +225,12 @@ def attend_jointly(
     memory_share = scale_H1 * gate_BGQH.unsqueeze(-1) * memory_mass / total
     # Divisions, as the gradient of a reciprocal overflows where the memory's mass dwarfs the tokens'.
     return (from_tokens / total).to(dtype) + memory_share.to(dtype) * memory_value_BGQHK.to(dtype)
+
+
+def kernel_dtype(query: Tensor) -> torch.dtype:
+    """The dtype that an attention kernel computes in."""
+    device = query.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
 
 def _split_exactly(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
@@ -250,7 +253,7 @@ def _flat_mask(mask_BGQJ: Tensor | None, rows: Sequence[int]) -> Tensor | None:
     return mask_BGQJ.flatten(0, 1).unsqueeze(1)
 
 
-def _call_attention(
+def call_attention(
     module: AttentionModule,
     query: Tensor,
     key: Tensor,

@@ -159,7 +159,7 @@ class LM2DecoderLayer(LlamaDecoderLayer):
     def _read_jointly(self, query_BTHK: Tensor, read_keys: tuple[Tensor, Tensor], plan: CallPlan):
         """Logit, value, gate and scale of the memory for `attend_jointly`, in the places of the attention's queries."""
         segments, layout = plan.segments, plan.attention.layout
-        value, logit, gate = self.memory.read(segments.to_queries(query_BTHK), *read_keys, self.self_attn.scaling)
+        value, logit, gate = self.memory.read(segments.to_queries(query_BTHK), *read_keys, self.self_attn)
         logit = logit.transpose(2, 3)
         if segments is not layout:
             value, logit, gate = (layout.to_queries(segments.to_tokens(x)) for x in (value, logit, gate))

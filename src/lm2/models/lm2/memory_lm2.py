@@ -11,7 +11,6 @@ Equations 1-6 are those of LM2, arXiv 2502.06049, section 2.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
 
 from .configuration_lm2 import LM2Config
+from .slots_lm2 import attend_to_all, attend_with_mass, in_float32
 
 
 def linear_scan(keep: Tensor, new: Tensor) -> Tensor:
@@ -67,39 +67,6 @@ def erase_and_add(gate_SN: Tensor, content_SE: Tensor) -> tuple[Tensor, Tensor]:
     weight = gate * F.pad(later_log_keep[..., 1:, :], (0, 0, 0, 1)).exp()
     with in_float32(gate):
         return keep_N, weight.transpose(-1, -2) @ content_SE.float()
-
-
-def attend_to_slots(query: Tensor, key: Tensor, value: Tensor, scaling: float, top_k: int | None, visible=None):
-    """
-    Softmax over slots (Eq. 1), in float32, with the log-sum-exp that a joint softmax needs.
-
-    Args:
-        query [..., Q, K], key [..., N, K], value [..., N, K]; scaling multiplies the logits.
-        top_k: keep only the k best slots of each query, and those that are as good as the last of them.
-        visible: bool, broadcast to [..., Q, N], slots that a query may see.
-
-    Returns:
-        Averages [..., Q, K] in the value's dtype, and log-sum-exp [..., Q] in float32.
-    """
-    with in_float32(query):
-        logits = (query.float() * scaling) @ key.float().transpose(-1, -2)
-    if visible is not None:
-        logits = logits.masked_fill(~visible, float("-inf"))
-    if top_k is not None and top_k < logits.shape[-1]:
-        kth_best = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < kth_best, float("-inf"))
-    # Softmax spelled out, as its normalizer is wanted too: a column of ones in the values sums the masses on the way.
-    best = logits.detach().amax(-1, keepdim=True)
-    mass = logits.sub_(best).exp_()
-    with in_float32(query):
-        summed = mass @ F.pad(value.float(), (0, 1), value=1.0)
-    average, total = summed[..., :-1] / summed[..., -1:], summed[..., -1]
-    return average.to(value.dtype), best.squeeze(-1) + total.log()
-
-
-def in_float32(x: Tensor) -> torch.autocast:
-    """A context in which float32 products stay float32, whatever autocast does around it."""
-    return torch.autocast(device_type=x.device.type, enabled=False)
 
 
 def recompute(function: Callable, *tensors: Tensor):
@@ -153,10 +120,16 @@ class AttendWrite(nn.Module):
     slot' = g_in * tanh(u) + g_forget * slot (Eq. 6). The write depends on the bank, so segments follow one another.
     """
 
+    # What transformers' attention interface reads from the calling module, with `config` and `scaling`.
+    is_causal = False
+    num_key_value_groups = 1
+
     def __init__(self, config: LM2Config):
         super().__init__()
         size = config.hidden_size
+        self.config = config
         self.num_heads = config.num_memory_heads
+        self.scaling = (size // self.num_heads) ** -0.5
         self.norm = LlamaRMSNorm(size, eps=config.rms_norm_eps)
         self.query = nn.Linear(size, size, bias=False)
         self.key = nn.Linear(size, size, bias=False)
@@ -171,9 +144,10 @@ class AttendWrite(nn.Module):
     def forward(self, bank_BND: Tensor, key_BMSE: Tensor, value_BMSE: Tensor) -> Tensor:
         """The bank after a segment, float32 [B, N, D]."""
         slot = self.norm(bank_BND.to(key_BMSE.dtype))
-        query = _split_heads(self.query(slot), self.num_heads)
-        carried, _ = attend_to_slots(query, key_BMSE, value_BMSE, query.shape[-1] ** -0.5, top_k=None)
-        carried = _merge_heads(carried)
+        query = self.query(slot).unflatten(-1, (self.num_heads, -1))
+        query, key, value = (x.unsqueeze(1) for x in (query, key_BMSE, value_BMSE))
+        carried = attend_to_all(self, query, key, value, top_k=None)
+        carried = carried.squeeze(1).flatten(-2)
         g_in = self.input_gate(carried).float().sigmoid()
         g_forget = self.forget_gate(torch.cat([carried, slot], dim=-1)).float().sigmoid()
         return g_in * carried.float().tanh() + g_forget * bank_BND
@@ -206,20 +180,13 @@ class JointRead(nn.Module):
         )
         return _add_null_slot(keys, values, self.null_key)
 
-    def forward(self, query_BGQHK: Tensor, key_BGUNK: Tensor, value_BGUNK: Tensor, scaling: float):
+    def forward(self, query_BGQHK: Tensor, key_BGUNK: Tensor, value_BGUNK: Tensor, attention: LlamaAttention):
         """
         Returns the slots' average [B, G, Q, H, K], each query's log-sum-exp [B, G, H, Q] (float32) and the output gate
-        [B, G, Q, H] (float32). Queries have no rotary position.
+        [B, G, Q, H] (float32). Queries have no rotary position; `attention` is the block's.
         """
-        return recompute(partial(self._read, scaling=scaling), query_BGQHK, key_BGUNK, value_BGUNK)
-
-    def _read(self, query_BGQHK: Tensor, key_BGUNK: Tensor, value_BGUNK: Tensor, scaling: float):
-        num_kv_heads = key_BGUNK.shape[2]
-        query = query_BGQHK.transpose(2, 3).unflatten(2, (num_kv_heads, -1))
-        read, log_mass = attend_to_slots(query, key_BGUNK.unsqueeze(3), value_BGUNK.unsqueeze(3), scaling, self.top_k)
-        read = read.flatten(2, 3).transpose(2, 3)
-        gate = self.output_gate(read.flatten(-2)).float().sigmoid()
-        return read, log_mass.flatten(2, 3), gate
+        read, log_mass = attend_with_mass(attention, query_BGQHK, key_BGUNK, value_BGUNK, self.top_k)
+        return read, log_mass, self.output_gate(read.flatten(-2)).float().sigmoid()
 
 
 class SeparateRead(nn.Module):
@@ -228,10 +195,16 @@ class SeparateRead(nn.Module):
     to the attention output by Eq. 3 (whose `M_t` is read as E_mem, the one that has a token's shape).
     """
 
+    # What transformers' attention interface reads from the calling module, with `config` and `scaling`.
+    is_causal = False
+    num_key_value_groups = 1
+
     def __init__(self, config: LM2Config):
         super().__init__()
         size = config.hidden_size
+        self.config = config
         self.num_heads = config.num_memory_heads
+        self.scaling = (size // self.num_heads) ** -0.5
         self.norm = LlamaRMSNorm(size, eps=config.rms_norm_eps)
         self.query = nn.Linear(size, size, bias=False)
         self.key = nn.Linear(size, size, bias=False)
@@ -251,9 +224,8 @@ class SeparateRead(nn.Module):
 
     def forward(self, x_BGQD: Tensor, key_BGMNE: Tensor, value_BGMNE: Tensor) -> Tensor:
         """E_gated of Eq. 3, [B, G, Q, D]; `x` is the block's normed input."""
-        query = _split_heads(self.query(x_BGQD), self.num_heads)
-        read, _ = attend_to_slots(query, key_BGMNE, value_BGMNE, query.shape[-1] ** -0.5, self.top_k)
-        read = _merge_heads(read)
+        query = self.query(x_BGQD).unflatten(-1, (self.num_heads, -1))
+        read = attend_to_all(self, query, key_BGMNE, value_BGMNE, self.top_k).flatten(-2)
         gate = self.output_gate(read).float().sigmoid()
         scale_D = self.scale.repeat_interleave(read.shape[-1] // self.num_heads)
         return (gate * scale_D).to(read.dtype) * read
@@ -367,11 +339,6 @@ def _restart(keep: Tensor, new: Tensor, where_BG: Tensor, start: Tensor) -> tupl
 def _split_heads(x: Tensor, num_heads: int) -> Tensor:
     """[..., L, D] -> [..., M, L, E]."""
     return x.unflatten(-1, (num_heads, -1)).transpose(-2, -3)
-
-
-def _merge_heads(x: Tensor) -> Tensor:
-    """[..., M, L, E] -> [..., L, D]."""
-    return x.transpose(-2, -3).flatten(-2)
 
 
 def _add_null_slot(keys: Tensor, values: Tensor, null_key: Tensor | None) -> tuple[Tensor, Tensor]:

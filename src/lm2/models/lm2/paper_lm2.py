@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .attention_lm2 import AttentionPlan, attend
 from .configuration_lm2 import LM2Config
-from .memory_lm2 import attend_to_slots
+from .slots_lm2 import attend_to_slots
 
 
 class PaperMemory(nn.Module):
