@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import itertools
 import math
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from unittest import mock
 import torch
 import transformers
 from cells import LLAMA, LM2, ModelSpec, random_tokens, training_step
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import lm2.models.lm2.memory_lm2 as memory_module
@@ -36,18 +38,19 @@ TIME_MEASURED = (
     "`cpu` is the process's processor time in seconds, `wall` the clock's."
 )
 MEMORY_MEASURED = (
+    "CPU: the most bytes that torch holds at once in a training step (parameters, gradients and activations; no "
+    "optimizer), by the allocations and frees that torch.profiler records; exact and the same every time. CUDA: "
+    "torch.cuda.max_memory_allocated."
+)
+PREFILL_MEMORY_MEASURED = (
     "CPU: a fresh child process per model; growth of its peak resident size (VmHWM) from just before the model is "
-    "built until after 2 training steps (parameters, gradients and activations; no optimizer), one thread, "
-    "MALLOC_ARENA_MAX=1, and a C library told to give back every block of 64 KiB or more when it is freed, so that the "
-    "peak is what is in use and not how its heap has come to lie; the median of 3 children, or the mean of 2 that "
-    "agree within 0.5 %. CUDA: torch.cuda.max_memory_allocated."
+    "built, one thread, MALLOC_ARENA_MAX=1, and a C library told to give back every block of 64 KiB or more when it is "
+    "freed, so that the peak is what is in use and not how its heap has come to lie. CUDA: "
+    "torch.cuda.max_memory_allocated."
 )
 
 # mallopt's M_MMAP_THRESHOLD, and the bytes from which a block is its own mapping.
 _MMAP_THRESHOLD, _MAPPED_BYTES = -3, 1 << 16
-
-# Two children whose peaks differ by no more than this share save the third.
-_AGREEMENT = 0.005
 
 
 def judged_clock(device: str, threads: int) -> str:
@@ -196,28 +199,21 @@ def _child(sender, function: Callable, arguments: tuple) -> None:
         sender.send((traceback.format_exc(), None))
 
 
-def training_peak(
-    spec: ModelSpec, tokens: int, device: str, dtype: str, children: int = 3, tick: Callable = lambda: None
-) -> dict:
-    """Peak bytes of two training steps, and of every child."""
-    peaks = []
-    while len(peaks) < children:
-        peaks.append(in_child(_training_peak, spec, tokens, device, dtype))
-        tick()
-        if len(peaks) == 2 and abs(peaks[1] / peaks[0] - 1) <= _AGREEMENT:
-            break
-    return {"bytes": statistics.median(peaks), "children": peaks}
-
-
-def _training_peak(spec: ModelSpec, tokens: int, device: str, dtype: str) -> int:
-    _warm_up_child(device, dtype)
-    with PeakMemory(device) as peak:
-        model = spec.build(device, dtype).train()
-        row = random_tokens(tokens, seed=1, device=device)
-        for _ in range(2):
-            # Gradients stay for the second step, as with an optimizer that zeroes or accumulates them.
-            model(input_ids=row, labels=row, use_cache=False).loss.backward()
-        return peak.bytes()
+def training_peak(model: torch.nn.Module, tokens: torch.Tensor, device: str) -> int:
+    """Peak bytes of a training step that adds to gradients, as the second of an accumulation."""
+    training_step(model, tokens)
+    held = sum(2 * parameter.nbytes for parameter in model.parameters())
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        others = torch.cuda.memory_allocated() - held
+        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+        return torch.cuda.max_memory_allocated() - others
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return held + max(itertools.accumulate(event.nbytes() for event in events))
 
 
 def prefill_ladder(
@@ -345,12 +341,12 @@ def _cpu_model() -> str:
 
 
 def git_commit() -> str:
-    """The checked-out commit, with "+changes" if files differ from it; "unknown" outside a repository."""
+    """The checked-out commit, with "+changes" if files other than results differ; "unknown" outside a repository."""
     folder = Path(__file__).parent
     try:
         commit, changes = (
             subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no", ":!results"))
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -28,6 +28,7 @@ from cells import (
 from measure import (
     FLOPS_COUNTED,
     MEMORY_MEASURED,
+    PREFILL_MEMORY_MEASURED,
     TIME_MEASURED,
     count_flops,
     in_child,
@@ -78,9 +79,8 @@ class Settings:
 def measure_training(settings: Settings) -> dict:
     """Time, peak memory and operations of a training step."""
     cells = training_cells(settings.quick)
-    children = {cell.name: 1 if settings.quick else 3 for cell in cells}
-    progress = Progress("training", sum(_training_work(cell, children[cell.name]) for cell in cells))
-    measured = [_measure_training_cell(cell, settings, children[cell.name], progress) for cell in cells]
+    progress = Progress("training", sum(_training_work(cell) for cell in cells))
+    measured = [_measure_training_cell(cell, settings, progress) for cell in cells]
     return {
         "cells": measured,
         "flops_counted": FLOPS_COUNTED,
@@ -94,12 +94,11 @@ def _step_work(hidden: int, tokens: int) -> float:
     return 6 * tokens * 4 * (12 * hidden**2 + hidden * min(tokens, 512))
 
 
-def _training_work(cell: TrainingCell, children: int) -> float:
-    step = _step_work(cell.hidden, cell.tokens)
-    return 3 * (cell.rounds + 1) * step + 3 * children * 2 * step
+def _training_work(cell: TrainingCell) -> float:
+    return 3 * (cell.rounds + 3) * _step_work(cell.hidden, cell.tokens)
 
 
-def _measure_training_cell(cell: TrainingCell, settings: Settings, children: int, progress: Progress) -> dict:
+def _measure_training_cell(cell: TrainingCell, settings: Settings, progress: Progress) -> dict:
     progress.say(cell.name)
     specs = compared_models(cell.hidden, cell.memory, cell.head_dim)
     tokens = settings.tokens(cell.tokens)
@@ -109,14 +108,8 @@ def _measure_training_cell(cell: TrainingCell, settings: Settings, children: int
     times = time_in_turns(steps, cell.rounds, settings.device, tick=lambda: progress.add(3 * work))
     flops = {name: count_flops(model, tokens) for name, model in models.items()}
     parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
-    del models, steps
-    gc.collect()
-    peaks = {}
-    for name, spec in specs.items():
-        peaks[name] = training_peak(
-            spec, cell.tokens, settings.device, settings.dtype, children, tick=lambda: progress.add(2 * work)
-        )
-        progress.add(2 * work * (children - len(peaks[name]["children"])))
+    peaks = {name: training_peak(model, tokens, settings.device) for name, model in models.items()}
+    progress.add(6 * work)
 
     clocks = ("cpu", "wall")
     ratios = {
@@ -124,7 +117,7 @@ def _measure_training_cell(cell: TrainingCell, settings: Settings, children: int
         for short, name in (("llama", LLAMA), ("matched", MATCHED))
     }
     for short, name in (("llama", LLAMA), ("matched", MATCHED)):
-        ratios[f"memory_vs_{short}"] = peaks[LM2]["bytes"] / peaks[name]["bytes"]
+        ratios[f"memory_vs_{short}"] = peaks[LM2] / peaks[name]
         ratios[f"flops_vs_{short}"] = flops[LM2]["flops"] / flops[name]["flops"]
     ratios["flops_executed_vs_llama"] = flops[LM2]["flops_executed"] / flops[LLAMA]["flops_executed"]
     judged = ratios["time_vs_llama"][settings.clock]["median"]
@@ -139,8 +132,7 @@ def _measure_training_cell(cell: TrainingCell, settings: Settings, children: int
                 "config": specs[name].config().to_diff_dict(),
                 "parameters": parameters[name],
                 "seconds": times[name],
-                "peak_bytes": peaks[name]["bytes"],
-                "peak_bytes_children": peaks[name]["children"],
+                "peak_bytes": peaks[name],
                 **flops[name],
             }
             for name in specs
@@ -234,11 +226,12 @@ def measure_prefill(settings: Settings) -> dict:
         "piece_tokens": piece,
         "cells": cells,
         "targets": _prefill_targets([cell for cell in cells if cell["model"] == LM2], plan.linear_from, settings),
+        "memory_measured": PREFILL_MEMORY_MEASURED,
         "llama_stops_because": plan.why_not_longer,
         "measured": (
             "One row per child process, read in pieces; seconds since the row's start, noted on the way (a row shorter "
             "than a piece is a call of its own). First entries are from the child that read furthest, from which "
-            "doublings are taken. Peak bytes in a process of their own, as in training, but without gradient."
+            "doublings are taken. Peak bytes in a process of their own."
         ),
     }
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 PARTS = ("training", "length", "prefill", "decode")
 RESULTS = Path(__file__).parent / "results"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,6 +11,7 @@ Equations 1-6 are those of LM2, arXiv 2502.06049, section 2.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -185,6 +186,10 @@ class JointRead(nn.Module):
         Returns the slots' average [B, G, Q, H, K], each query's log-sum-exp [B, G, H, Q] (float32) and the output gate
         [B, G, Q, H] (float32). Queries have no rotary position; `attention` is the block's.
         """
+        # For the few slots that a bank has, to read twice costs little, and to keep what the kernel wants costs more.
+        return recompute(partial(self._read, attention), query_BGQHK, key_BGUNK, value_BGUNK)
+
+    def _read(self, attention: LlamaAttention, query_BGQHK: Tensor, key_BGUNK: Tensor, value_BGUNK: Tensor):
         read, log_mass = attend_with_mass(attention, query_BGQHK, key_BGUNK, value_BGUNK, self.top_k)
         return read, log_mass, self.output_gate(read.flatten(-2)).float().sigmoid()
 
