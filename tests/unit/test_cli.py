@@ -35,7 +35,7 @@ def invoke(*arguments: object):
 
 
 def write_recipe(path: Path, model: dict) -> Path:
-    path.write_text(yaml.safe_dump({"model": model, "train": {"steps": 3}}))
+    path.write_text(yaml.safe_dump({"model": {"architecture": "lm2", "config": model}, "train": {"steps": 3}}))
     return path
 
 
@@ -130,11 +130,17 @@ def test_params_of_a_state_without_bound(tmp_path, change):
         ("empty.yaml", "", "holds nothing, but a recipe is a mapping"),
         ("flat.yaml", "hidden_size: 32", "has no 'model:' section"),
         ("typo.yaml", "modle:\n  hidden_size: 32", "has no 'model:' section (only 'modle')"),
-        ("list.yaml", "model: [1, 2]", "needs a mapping of LM2Config's fields"),
-        ("field.yaml", "model: {num_memory_slot: 8}", "did you mean 'num_memory_slots'?"),
-        ("field.yaml", "model: {zzz: 8}", "unknown field 'zzz'"),
-        ("value.yaml", "model: {segment_length: 0}", "segment_length=0 must be at least 1"),
-        ("type.yaml", "model: {hidden_size: wide}", "hidden_size"),
+        ("list.yaml", "model: [1, 2]", "'config:' with LM2Config's fields"),
+        ("fields.yaml", "model: {hidden_size: 32}", "'config:' with LM2Config's fields"),
+        ("llama.yaml", "model: {architecture: llama, config: {}}", "model.architecture is 'llama'"),
+        ("field.yaml", "model: {architecture: lm2, config: {num_memory_slot: 8}}", "did you mean 'num_memory_slots'?"),
+        ("field.yaml", "model: {architecture: lm2, config: {zzz: 8}}", "unknown field 'zzz'"),
+        (
+            "value.yaml",
+            "model: {architecture: lm2, config: {segment_length: 0}}",
+            "segment_length=0 must be at least 1",
+        ),
+        ("type.yaml", "model: {architecture: lm2, config: {hidden_size: wide}}", "hidden_size"),
         ("broken.json", "{", "not valid JSON"),
         ("list.json", "[]", "a config is an object of fields"),
         ("llama.json", '{"model_type": "llama"}', "model_type is 'llama'"),

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 if TYPE_CHECKING:
     from lm2 import LM2Config
 
@@ -20,8 +18,8 @@ def load_config(source: Path) -> "LM2Config":
     The configuration that `source` describes.
 
     Args:
-        source: a model folder with a `config.json`, a config `.json` file, or a YAML recipe whose top-level `model:`
-            mapping holds fields of `LM2Config`.
+        source: a model folder with a `config.json`, a config `.json` file, or a YAML recipe whose `model.config` holds
+            fields of `LM2Config`.
 
     Raises:
         ValueError: names the file, the field, its value and the fix.
@@ -53,29 +51,32 @@ def _read_config_json(path: Path) -> dict[str, Any]:
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     from lm2 import LM2Config
+    from lm2.train.checking import parse_yaml
 
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = parse_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file: {error}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {_one_line(error)}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{path}: holds {_kind(recipe)}, but a recipe is a mapping with a 'model:' section")
     if "model" not in recipe:
-        raise ValueError(
-            f"{path}: has no 'model:' section{_did_you_mean('model', recipe)}; put LM2Config's fields there"
-        )
+        raise ValueError(f"{path}: has no 'model:' section{_did_you_mean('model', recipe)}")
     model = recipe["model"]
-    if not isinstance(model, dict):
-        raise ValueError(f"{path}: 'model:' holds {_kind(model)}, but needs a mapping of LM2Config's fields")
+    if not isinstance(model, dict) or not isinstance(model.get("config"), dict):
+        raise ValueError(f"{path}: 'model:' needs 'architecture:', and 'config:' with LM2Config's fields")
+    if model.get("architecture") != "lm2":
+        raise ValueError(
+            f"{path}: model.architecture is {model.get('architecture')!r}, but only 'lm2' is supported here"
+        )
     known = [field.name for field in dataclasses.fields(LM2Config)]
-    for name in model:
+    for name in model["config"]:
         if name not in known:
             nearest = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else "LM2Config's documentation lists all fields"
-            raise ValueError(f"{path}: unknown field {name!r} in 'model:'; {hint}")
-    return model
+            raise ValueError(f"{path}: unknown field {name!r} in 'model.config:'; {hint}")
+    return model["config"]
 
 
 def _build(path: Path, fields: dict[str, Any]) -> "LM2Config":

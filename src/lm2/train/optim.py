@@ -1,0 +1,148 @@
+"""Optimizers and the learning rate.
+
+Weight decay is decoupled (Loshchilov and Hutter 2019) and of matrices only: `weight`s of two or more dimensions that
+multiply activations. Not decayed are
+- biases, norms and scales: one number for each channel, where zero is not "simpler";
+- embeddings, also when the output layer shares them: rows of rare tokens would shrink without ever being trained;
+- parameters of their own, such as LM2's initial slots and slot addresses: vectors of unit width by design, whose
+  direction counts (docs/log.md on the width of slots).
+"""
+
+from dataclasses import dataclass
+from math import cos, pi
+from typing import Any
+
+import torch
+from torch import nn
+
+from lm2.train.sections import OptimizerRecipe, ScheduleRecipe
+
+
+@dataclass(frozen=True)
+class ParameterGroups:
+    """The trained parameters of a model, by what optimizers do with them, in the model's order."""
+
+    hidden_matrices: list[nn.Parameter]
+    output_matrices: list[nn.Parameter]
+    others: list[nn.Parameter]
+
+
+def group_parameters(model: nn.Module) -> ParameterGroups:
+    """Sorts parameters: matrices inside, the matrix of the output layer, and what is not decayed.
+
+    Args:
+        model: As built or sharded in place, but not inside a wrapper such as DDP. Frozen parameters are left out.
+
+    Raises:
+        ValueError: nothing is to be trained.
+    """
+    embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    get_head = getattr(model, "get_output_embeddings", None)
+    head = get_head() if get_head else None
+    at_output = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    groups = ParameterGroups([], [], [])
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in embedded or parameter.ndim < 2 or name.rpartition(".")[2] != "weight":
+            groups.others.append(parameter)
+        elif id(parameter) in at_output:
+            groups.output_matrices.append(parameter)
+        else:
+            groups.hidden_matrices.append(parameter)
+    if not any((groups.hidden_matrices, groups.output_matrices, groups.others)):
+        raise ValueError("the model has no parameter that is trained; all are frozen")
+    return groups
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon for some groups of parameters and AdamW for the others, as one optimizer with one state."""
+
+    def __init__(self, muon: torch.optim.Optimizer, adamw: torch.optim.Optimizer) -> None:
+        self._muon, self._adamw = muon, adamw
+        self._num_muon_groups = len(muon.param_groups)
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Both work on this object's groups and state, which loading replaces."""
+        self._muon.param_groups = self.param_groups[: self._num_muon_groups]
+        self._adamw.param_groups = self.param_groups[self._num_muon_groups :]
+        self._muon.state = self._adamw.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        assert closure is None, "no optimizer here evaluates the loss again"
+        self._muon.step()
+        self._adamw.step()
+
+
+def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer for a model (see `group_parameters`). Each group has a `name`.
+
+    Muon (Jordan et al. 2024) is for hidden matrices of two dimensions, with updates as large as AdamW's
+    (Liu et al. 2025, "match_rms_adamw"), so that one learning rate and one weight decay serve both.
+
+    Raises:
+        ValueError: nothing to train, nothing for Muon to train, or a torch without Muon.
+    """
+    groups = group_parameters(model)
+    if recipe.name == "adamw":
+        return _adamw(recipe, groups.hidden_matrices + groups.output_matrices, groups.others)
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"optimizer.name is 'muon', which needs torch 2.9, but this is {torch.__version__}; use adamw")
+    flat = [parameter for parameter in groups.hidden_matrices if parameter.ndim == 2]
+    if not flat:
+        raise ValueError("optimizer.name is 'muon', but the model has no hidden matrix to train; use adamw")
+    deep = [parameter for parameter in groups.hidden_matrices if parameter.ndim > 2]
+    assert recipe.momentum is not None, "checked with the recipe"
+    muon = torch.optim.Muon(
+        [{"params": flat, "name": "hidden matrices"}],
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        momentum=recipe.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    if not (deep or groups.output_matrices or groups.others):
+        return muon
+    return MuonWithAdamW(muon, _adamw(recipe, deep + groups.output_matrices, groups.others))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Sets it for all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def learning_rate_at(schedule: ScheduleRecipe, step: int) -> float:
+    """The learning rate of a step as a fraction of its peak, 0 to 1.
+
+    Args:
+        schedule: "cosine": down to `final_fraction` at the end, along half a period. "wsd": level, then linear.
+        step: Steps done before it, 0 to total_steps - 1.
+    """
+    if step < schedule.warmup_steps:
+        # Step 0 learns, too.
+        return (step + 1) / schedule.warmup_steps
+    left = schedule.total_steps - step
+    if schedule.decay_steps is None:
+        height = 0.5 - 0.5 * cos(pi * left / (schedule.total_steps - schedule.warmup_steps))
+    else:
+        height = min(1.0, left / schedule.decay_steps)
+    return schedule.final_fraction + (1 - schedule.final_fraction) * height
+
+
+def _adamw(recipe: OptimizerRecipe, decayed: list[nn.Parameter], others: list[nn.Parameter]) -> torch.optim.Optimizer:
+    groups = [
+        {"params": decayed, "name": "matrices", "weight_decay": recipe.weight_decay},
+        {"params": others, "name": "others", "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=recipe.learning_rate,
+        betas=recipe.betas,
+        eps=recipe.epsilon,
+    )
