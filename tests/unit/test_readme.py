@@ -37,7 +37,7 @@ def test_links_lead_to_files(document: Path) -> None:
 def test_verbs_of_the_run_script_exist() -> None:
     from lm2.cli.main import app
 
-    known = {command.name for command in app.registered_commands} | {"test", "lint", "python"}
+    known = {verb.name for verb in (*app.registered_commands, *app.registered_groups)} | {"test", "lint", "python"}
     shown = re.findall(r"^\./run (\S+)", "\n".join(blocks((ROOT / "README.md").read_text(), "sh")), flags=re.MULTILINE)
     assert shown
     assert set(shown) <= known

@@ -7,8 +7,14 @@ import typer
 from typer.core import TyperGroup
 
 import lm2
+from lm2.cli.data import data
+from lm2.cli.eval import evaluate
 from lm2.cli.export_hub import export_hub
+from lm2.cli.generate import generate
 from lm2.cli.params import params
+from lm2.cli.score import score
+from lm2.cli.tables import tables
+from lm2.cli.train import train
 
 
 class _Verbs(TyperGroup):
@@ -33,6 +39,12 @@ app = typer.Typer(
 )
 app.command("params")(params)
 app.command("export-hub")(export_hub)
+app.add_typer(data, name="data")
+app.command("train")(train)
+app.add_typer(evaluate, name="eval")
+app.command("generate")(generate)
+app.command("score")(score)
+app.command("tables")(tables)
 
 
 def _print_version(requested: bool) -> None:

@@ -1,0 +1,10 @@
+"""`lm2 eval`: measure a model on BABILong, and on texts."""
+
+import typer
+
+from lm2.cli.eval_babilong import babilong
+from lm2.cli.eval_perplexity import perplexity
+
+evaluate = typer.Typer(help="Measure a model.", no_args_is_help=True)
+evaluate.command("babilong")(babilong)
+evaluate.command("perplexity")(perplexity)

@@ -1,0 +1,341 @@
+"""`lm2 eval babilong`: asks a model the questions of BABILong, keeps what it answers, and scores that."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lm2.cli.ranges import parse_tasks
+
+if TYPE_CHECKING:
+    from lm2.cli.load_model import LoadedModel
+    from lm2.eval.predictions import Prediction
+    from lm2.eval.prompts import PromptParts
+    from lm2.eval.questions import AskedQuestion, Questions
+    from lm2.eval.runner import Answer, Decoding
+
+_VERSION = 1
+_SETTINGS, _PREDICTIONS, _SCORES = "run.json", "predictions", "scores.json"
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A task and length, how many questions of it are asked, and what an earlier run has of their answers."""
+
+    task: int
+    length: str
+    num_samples: int
+    path: Path
+    known: "list[Prediction]"
+
+
+def babilong(
+    model: Annotated[Path, typer.Argument(help="A folder with a causal language model of transformers, or ours.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for predictions and scores.")],
+    tasks: Annotated[str, typer.Option("--tasks", help="Tasks, such as 1-5 or 1,3,7-9.")] = "1-5",
+    lengths: Annotated[str, typer.Option("--lengths", help="Lengths, such as 0k,4k,1M; 0k is facts only.")] = "0k,1k",
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Samples per task and length; else 100, or all of a dataset.")
+    ] = None,
+    background: Annotated[
+        str | None, typer.Option("--background", help="'builtin' (default), 'pg19', or a folder of .txt books.")
+    ] = None,
+    facts: Annotated[
+        str | None, typer.Option("--facts", help="'simulator' (default), or a folder of original bAbI files.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the samples; else 0.")] = None,
+    allow_repeats: Annotated[
+        bool, typer.Option("--allow-repeats", help="Use background again when a sample has used all of it.")
+    ] = False,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help="Ask these samples instead: a folder in BABILong's layout, or a name."),
+    ] = None,
+    prompt: Annotated[str, typer.Option("--prompt", help="plain, as in training here, or official.")] = "plain",
+    instruction: Annotated[
+        bool | None, typer.Option("--instruction/--no-instruction", help="Part of the official prompt; on.")
+    ] = None,
+    examples: Annotated[
+        bool | None, typer.Option("--examples/--no-examples", help="Part of the official prompt; on.")
+    ] = None,
+    post_prompt: Annotated[
+        bool | None, typer.Option("--post-prompt/--no-post-prompt", help="Part of the official prompt; on.")
+    ] = None,
+    chat_template: Annotated[
+        bool | None, typer.Option("--chat-template/--no-chat-template", help="Official prompt as a user message; off.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens of an answer, at most.")] = 20,
+    truncate: Annotated[
+        int | None, typer.Option("--truncate", help="Read the last so many tokens of longer prompts; rows say so.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Questions asked at once.")] = 8,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="auto (as saved), float32, bfloat16, float16.")] = "auto",
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", help="The model's tokenizer, if its folder has none: builtin or a folder."),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="What results call the model; else its folder, or the run of RUN/model."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT; also with more cells.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in OUT.")] = False,
+) -> None:
+    """Ask MODEL the questions of BABILong, greedily; write OUT/predictions/*.jsonl, OUT/scores.json; print the scores.
+
+    Lengths are counted with the model's tokenizer. A model with a bounded memory reads any length at constant memory;
+    another one refuses prompts beyond its positions, unless --truncate is given.
+    """
+    task_numbers, parts = parse_tasks(tasks), _prompt_parts(prompt, instruction, examples, post_prompt, chat_template)
+    _check_numbers(samples=samples, max_new_tokens=max_new_tokens, batch_size=batch_size, truncate=truncate)
+    if dataset is not None:
+        _refuse_made_options(facts=facts, background=background, seed=seed, allow_repeats=allow_repeats or None)
+
+    from lm2.cli.load_model import hash_weights, load_model
+    from lm2.cli.score import score
+    from lm2.data.encoding import TextEncoder
+    from lm2.data.lengths import parse_lengths
+    from lm2.data.plain import ANSWER_END
+    from lm2.eval.prompts import encode_prompt, prompt_name
+    from lm2.eval.runner import Decoding, max_prompt_tokens
+
+    length_names = parse_lengths(lengths)
+    _check_out(out, resume, overwrite)
+    loaded = load_model(model, device, dtype, tokenizer)
+    limit = max_prompt_tokens(loaded.model, max_new_tokens)
+    if truncate is not None and limit is not None and truncate > limit:
+        raise ValueError(f"--truncate is {truncate}, but the model has positions for a prompt of {limit}")
+    # A chat template that is missing or broken shows itself on any text.
+    encode_prompt("", loaded.tokenizer, parts)
+    encoder = TextEncoder(loaded.tokenizer, loaded.tokenizer_name)
+    questions = _open_questions(
+        dataset, parts, loaded.tokenizer, encoder, length_names, facts, background, seed, allow_repeats
+    )
+    settings = {
+        "model": name or loaded.name,
+        "weights_sha256": hash_weights(model),
+        "tokenizer_sha256": encoder.fingerprint,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "prompt": prompt_name(parts),
+        "max_new_tokens": max_new_tokens,
+        "truncate": truncate,
+        **questions.names,
+        "allow_repeats": allow_repeats,
+    }
+    if resume:
+        _check_same_run(out, settings)
+    cells = [
+        _plan_cell(out, questions, task, length, samples, resume) for length in length_names for task in task_numbers
+    ]
+    # A plain prompt asks for an answer that ends so; an official one is decoded as in the official runs.
+    decoding = Decoding(max_new_tokens, end=ANSWER_END if parts is None else None)
+    if truncate is None and limit is not None:
+        _check_lengths(questions, cells, limit)
+
+    if overwrite:
+        shutil.rmtree(out / _PREDICTIONS, ignore_errors=True)
+        (out / _SCORES).unlink(missing_ok=True)
+    _write_settings(out, settings)
+    fields = {
+        "model": settings["model"],
+        "prompt": settings["prompt"],
+        **questions.names,
+        "tokenizer": loaded.tokenizer_name,
+    }
+    _ask_all(loaded, questions, cells, decoding, truncate, batch_size, fields)
+    score([out / _PREDICTIONS], json_path=out / _SCORES)
+
+
+def _prompt_parts(prompt: str, *flags: bool | None) -> "PromptParts | None":
+    from lm2.eval.prompts import PromptParts
+
+    names = ("instruction", "examples", "post_prompt", "chat_template")
+    given: dict[str, Any] = {name: flag for name, flag in zip(names, flags, strict=True) if flag is not None}
+    if prompt == "official":
+        return PromptParts(**given)
+    if prompt != "plain":
+        raise ValueError(f"--prompt is {prompt!r}, but must be plain or official")
+    if given:
+        flag = next(iter(given)).replace("_", "-")
+        raise ValueError(f"--{flag} has no effect with --prompt plain; give --prompt official, or leave it out")
+    return None
+
+
+def _check_numbers(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {number}, but must be at least 1")
+
+
+def _refuse_made_options(**options: Any) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"--{name.replace('_', '-')} has no effect with --dataset, whose samples are made already")
+
+
+def _check_out(out: Path, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise ValueError("give one of --resume and --overwrite")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out is {out}, but that is a file; name a folder")
+    has_run = (out / _SETTINGS).is_file()
+    if (resume or overwrite) and not has_run and out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} has files, but no run of this command ({_SETTINGS}); name another folder")
+    if resume and not has_run:
+        raise ValueError(f"{out} has no run to go on with; leave --resume out to start one")
+    if not resume and not overwrite and out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty; give --resume to go on, --overwrite to start anew, or another --out")
+
+
+def _open_questions(
+    dataset: str | None,
+    parts: "PromptParts | None",
+    tokenizer: Any,
+    encoder: Any,
+    lengths: tuple[str, ...],
+    facts: str | None,
+    background: str | None,
+    seed: int | None,
+    allow_repeats: bool,
+) -> "Questions":
+    from lm2.data.babilong import SampleMaker
+    from lm2.data.facts import open_facts
+    from lm2.data.lengths import context_tokens
+    from lm2.data.noise import TokenizedBackground
+    from lm2.data.text import open_background
+    from lm2.eval.questions import MadeQuestions, ReadQuestions
+
+    if dataset is not None:
+        return ReadQuestions(dataset, parts, tokenizer)
+    needs_background = any(map(context_tokens, lengths))
+    if not needs_background and (background is not None or allow_repeats):
+        raise ValueError("--background and --allow-repeats have no effect at 0k, which is facts only; leave them out")
+    noise = TokenizedBackground(open_background(background or "builtin", "test"), encoder)
+    seed = 0 if seed is None else seed
+    maker = SampleMaker(open_facts(facts or "simulator", "test", seed), noise, encoder, seed, "test", allow_repeats)
+    return MadeQuestions(maker, parts, tokenizer)
+
+
+def _check_same_run(out: Path, settings: dict[str, Any]) -> None:
+    path = out / _SETTINGS
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        earlier = document["settings"]
+        version = document["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no settings file of this command: {error}") from error
+    if version != _VERSION:
+        raise ValueError(f"{path} has version {version!r}, but this lm2 writes {_VERSION}; give --overwrite")
+    differing = [
+        f"{key} ({earlier.get(key)!r} there, {settings.get(key)!r} now)"
+        for key in sorted({*earlier, *settings})
+        if earlier.get(key) != settings.get(key)
+    ]
+    if differing:
+        raise ValueError(f"{out} has a run with other settings: {', '.join(differing)}; give --overwrite to replace it")
+
+
+def _write_settings(out: Path, settings: dict[str, Any]) -> None:
+    import torch
+    import transformers
+
+    import lm2
+    from lm2.data.files import write_whole
+
+    versions = {"lm2": lm2.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    document = {"kind": "lm2-babilong-run", "version": _VERSION, "settings": settings, "versions": versions}
+    with write_whole(out / _SETTINGS) as file:
+        file.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def _plan_cell(out: Path, questions: "Questions", task: int, length: str, samples: int | None, resume: bool) -> _Cell:
+    from lm2.eval.prediction_log import recover_rows
+
+    num_samples = questions.check(task, length, samples)
+    path = out / _PREDICTIONS / f"qa{task}_{length}.jsonl"
+    known = recover_rows(path) if resume else []
+    if len(known) > num_samples:
+        raise ValueError(
+            f"--samples is {num_samples}, but {path} has {len(known)} rows; ask for as many, or --overwrite"
+        )
+    for row, question in zip(known, questions.ask(task, length, 0, len(known)), strict=True):
+        if (row.question, row.target) != (question.question, question.target):
+            raise ValueError(f"{path}:{row.index + 1}: the row answers another question; give --overwrite")
+    return _Cell(task, length, num_samples, path, known)
+
+
+def _check_lengths(questions: "Questions", cells: list[_Cell], limit: int) -> None:
+    """Refuses prompts that do not fit before the first is asked, at the cost of making them twice."""
+    for cell in cells:
+        for question in questions.ask(cell.task, cell.length, len(cell.known), cell.num_samples):
+            count = question.count_tokens()
+            if count > limit:
+                raise ValueError(
+                    f"a prompt of qa{cell.task} at {cell.length} has {count:,} tokens, but the model has positions for "
+                    f"{limit:,} (and the answer); leave such lengths out, or give --truncate {limit}, which reads the "
+                    "end of each prompt only and says so in the results"
+                )
+
+
+def _ask_all(
+    loaded: "LoadedModel",
+    questions: "Questions",
+    cells: list[_Cell],
+    decoding: "Decoding",
+    truncate: int | None,
+    batch_size: int,
+    fields: dict[str, Any],
+) -> None:
+    """Asks what is not known yet, and appends each batch's rows to its cell's file."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from lm2.data.lengths import PROMPT_TOKENS, context_tokens
+    from lm2.eval.prediction_log import append_rows
+    from lm2.eval.runner import answer
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    # Time goes with tokens, and cells differ in length a thousandfold.
+    weights = [context_tokens(cell.length) + PROMPT_TOKENS for cell in cells]
+    total = sum(weight * cell.num_samples for weight, cell in zip(weights, cells, strict=True))
+    done = sum(weight * len(cell.known) for weight, cell in zip(weights, cells, strict=True))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=total, completed=done)
+        for weight, cell in zip(weights, cells, strict=True):
+            progress.update(bar, description=f"qa{cell.task} {cell.length}")
+            rest = questions.ask(cell.task, cell.length, len(cell.known), cell.num_samples)
+            index = len(cell.known)
+            while batch := list(islice(rest, batch_size)):
+                prompts = [question.tokens() for question in batch]
+                answers = answer(loaded.model, loaded.tokenizer, prompts, decoding, truncate)
+                append_rows(cell.path, _rows(cell, index, batch, answers, fields))
+                index += len(batch)
+                progress.advance(bar, weight * len(batch))
+
+
+def _rows(
+    cell: _Cell, index: int, batch: "list[AskedQuestion]", answers: "list[Answer]", fields: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    from lm2.data.lengths import context_tokens
+
+    if context_tokens(cell.length) == 0:
+        fields = {**fields, "background": None}
+    for place, (question, reply) in enumerate(zip(batch, answers, strict=True), start=index):
+        yield {
+            "task": f"qa{cell.task}",
+            "length": cell.length,
+            "index": place,
+            "question": question.question,
+            "target": question.target,
+            "output": reply.text,
+            "prompt_tokens": reply.prompt_tokens,
+            "truncated_tokens": reply.truncated_tokens,
+            **fields,
+        }
