@@ -17,7 +17,8 @@ from lm2.train.log import read_log
 
 # Sums in another order: float32 rounding of gradients, which six steps of Adam multiply by at most 3 each.
 TOLERANCE = {"rtol": 0.0, "atol": 5e-7}
-NORM_TOLERANCE = 1e-5
+# torch's float32 norm of one large tensor is off by 1.2e-5 itself (against float64); of its shards by less.
+NORM_TOLERANCE = 3e-5
 
 DDP = {"train": {"parallel": "ddp", "processes": 2}}
 FSDP = {"train": {"parallel": "fsdp", "processes": 2, "activation_checkpointing": True}}

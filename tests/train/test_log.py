@@ -110,7 +110,6 @@ def test_a_logger_that_is_not_installed_is_refused(package: str, monkeypatch: py
 
 
 def test_tensorboard_has_the_numbers(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with RunLog(tmp_path, toy_recipe(train={"tensorboard": True}), 0, is_first=True) as log:

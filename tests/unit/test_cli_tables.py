@@ -33,12 +33,12 @@ def scores(tmp_path) -> Path:
 
 def test_all_files(scores, tmp_path):
     out = tmp_path / "new" / "tables"
-    result = invoke(scores, "--reference", "paper, armt", "--out", out)
+    result = invoke(scores, "--reference", "rmt, armt", "--out", out)
     assert result.exit_code == 0, result.stderr
     assert names_in(out) == ALL_FILES
     assert sorted(result.stdout.split()) == sorted(str(out / name) for name in ALL_FILES)
     labels = {row["model"] for row in csv.DictReader((out / "cells.csv").open())}
-    assert {"ours", "LM2-1.7B (LM2 paper)", "ARMT-137M (BABILong)"} <= labels
+    assert {"ours", "RMT-137M (BABILong)", "ARMT-137M (BABILong)"} <= labels
     assert json.loads((out / "tables.json").read_text())["metric"] == "exact"
     assert "## ours" in (out / "tables.md").read_text()
 

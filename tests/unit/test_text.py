@@ -175,7 +175,7 @@ class TestBuiltin:
 class TestFolder:
     def test_opens_plain_and_packed_books_in_order_without_reading(self, tmp_path, monkeypatch):
         write_books(tmp_path, b=PROSE)
-        (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + PROSE.encode()))
+        (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + PROSE.encode(), mtime=0))
         (tmp_path / "c.txt.xz").write_bytes(lzma.compress(PROSE.encode()))
         (tmp_path / "notes.md").write_text("no book")
         monkeypatch.setattr(text_module, "open_text", lambda path: pytest.fail(f"{path} was read"))
@@ -213,7 +213,7 @@ class TestFolder:
         with pytest.raises(OSError, match=r"b\.txt cannot be read"):
             open_background(str(tmp_path), "train")
         (tmp_path / "b.txt").rmdir()
-        (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b""))
+        (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"", mtime=0))
         with pytest.raises(ValueError, match="one book by name"):
             open_background(str(tmp_path), "train")
 
@@ -222,7 +222,7 @@ class TestFolder:
         [
             ("bad.txt", PROSE.encode() + b"caf\xe9 au lait", r"bad\.txt is not UTF-8: byte 70 is 0xe9"),
             ("bad.txt.xz", lzma.compress(PROSE.encode() * 100)[:-20], r"bad\.txt\.xz is a damaged archive"),
-            ("bad.txt.gz", gzip.compress(PROSE.encode() * 100)[:-20], r"bad\.txt\.gz is a damaged archive"),
+            ("bad.txt.gz", gzip.compress(PROSE.encode() * 100, mtime=0)[:-20], r"bad\.txt\.gz is a damaged archive"),
         ],
     )
     def test_a_bad_book_is_found_before_any_work(self, tmp_path, name, content, message):

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -46,12 +47,14 @@ _DASHES = ("-", "--", "-.", ":")
 # Sizes in inches; a figure is as large as what it shows.
 _CELL_WIDTH, _CELL_HEIGHT = 0.45, 0.29
 _LEFT, _PANEL_GAP = 0.6, 0.25
-_PANEL_TOP, _PANEL_BOTTOM = 0.8, 0.15
+_PANEL_TOP, _PANEL_BOTTOM = 0.95, 0.15
 _BAR_HEIGHT = 0.16
 _HEAD, _FOOT = 0.5, 1.2
 # Characters per inch at the size of small text, rounded down so that no line is too long.
 _SMALL, _SMALL_PER_INCH = 8.5, 15
 _MIN_WIDTH = 6.5
+# Room for the line that tells the metric, where a panel has few columns.
+_MIN_PITCH = 4.0
 _MAX_LENGTHS_IN_TWO_COLUMNS = 9
 _RADAR_WIDTH, _RADAR_SIZE = 8.5, 4.2
 _RINGS = (20, 40, 60, 80, 100)
@@ -92,7 +95,7 @@ def draw_heat_table(grids: Sequence[Grid]) -> Figure:
     # Two wide panels side by side would be too small to read in a document.
     num_columns = 1 if len(shown) == 1 or len(lengths) > _MAX_LENGTHS_IN_TWO_COLUMNS else 2
     num_rows = math.ceil(len(shown) / num_columns)
-    pitch_x = _LEFT + panel_width + _PANEL_GAP
+    pitch_x = max(_MIN_PITCH, _LEFT + panel_width + _PANEL_GAP)
     pitch_y = _PANEL_TOP + panel_height + _PANEL_BOTTOM
     width = max(_MIN_WIDTH, num_columns * pitch_x)
     height = _HEAD + num_rows * pitch_y + _FOOT
@@ -102,7 +105,7 @@ def draw_heat_table(grids: Sequence[Grid]) -> Figure:
         figure.text(0.5, 1 - 0.3 / height, "BABILong: accuracy in %", ha="center", va="center", size=14)
         for place, grid in enumerate(shown):
             row, column = divmod(place, num_columns)
-            left = _LEFT + column * pitch_x
+            left = _LEFT + column * pitch_x + (pitch_x - _LEFT - panel_width - _PANEL_GAP) / 2
             bottom = height - _HEAD - _PANEL_TOP - panel_height - row * pitch_y
             box = (left / width, bottom / height, panel_width / width, panel_height / height)
             _draw_panel(figure.add_axes(box), grid, tasks, lengths, num_characters=int(pitch_x * _SMALL_PER_INCH))
@@ -116,6 +119,7 @@ def _draw_panel(axes: Axes, grid: Grid, tasks: Sequence[str], lengths: Sequence[
     constant_x = len(lengths) + 0.5
     axes.set_xlim(0, len(lengths) + 1.5)
     axes.set_ylim(len(tasks), 0)
+    cells = []
     for y, task in enumerate(tasks):
         row = [grid.cells.get((task, length)) for length in lengths]
         present = [cell for cell in row if cell is not None]
@@ -125,16 +129,19 @@ def _draw_panel(axes: Axes, grid: Grid, tasks: Sequence[str], lengths: Sequence[
         names = [*(f"cell {task} {length}" for length in lengths), f"constant {task}"]
         for x, share, label, name in zip((*range(len(lengths)), constant_x), shares, labels, names, strict=True):
             colour = _NO_CELL if share is None else colours(share)
-            axes.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.8))
+            cells.append(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.8))
             ink = "white" if share is not None and _is_dark(colour) else "black"
             axes.text(x + 0.5, y + 0.5, label, ha="center", va="center_baseline", color=ink, size=9.5, gid=name)
+    axes.add_collection(PatchCollection(cells, match_original=True))
     axes.set_xticks([x + 0.5 for x in (*range(len(lengths)), constant_x)], [*lengths, "const."])
     axes.set_yticks([y + 0.5 for y in range(len(tasks))], tasks)
     axes.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=9, pad=2)
     axes.set_frame_on(False)
-    about = textwrap.shorten(f"{_samples(grid)}; metric: {grid.metric}", num_characters, placeholder=" ...")
-    axes.set_title(_shorten(grid.label, num_characters * 3 // 4), size=11, pad=34)
-    axes.annotate(about, (0.5, 1), (0, 20), "axes fraction", "offset points", ha="center", va="bottom", size=_SMALL)
+    about = textwrap.wrap(f"{_samples(grid)}; metric: {grid.metric}", num_characters, max_lines=2, placeholder=" ...")
+    axes.set_title(_shorten(grid.label, num_characters * 3 // 4), size=11, pad=22 + 12 * len(about))
+    axes.annotate(
+        "\n".join(about), (0.5, 1), (0, 20), "axes fraction", "offset points", ha="center", va="bottom", size=_SMALL
+    )
 
 
 def _draw_colour_bar(figure: Figure, width: float, height: float) -> None:
