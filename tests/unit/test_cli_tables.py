@@ -57,6 +57,15 @@ def test_the_papers_own_table_without_scores():
     assert "Metric of our models" not in result.stdout
 
 
+def test_references_in_one_option_or_several():
+    one, several = invoke("--reference", "rmt,armt"), invoke("--reference", "rmt", "--reference", "armt")
+    assert one.exit_code == 0, one.stderr
+    assert one.stdout == several.stdout
+    assert "## RMT-137M (BABILong)" in one.stdout
+    assert "## ARMT-137M (BABILong)" in one.stdout
+    assert "--reference names rmt twice" in invoke("--reference", "rmt", "--reference", "armt,rmt").stderr
+
+
 def test_metric_tasks_and_lengths(scores):
     result = invoke(scores, "--metric", "official", "--tasks", "1-3,7", "--lengths", "4k", "--format", "md")
     assert result.exit_code == 0, result.stderr
@@ -142,6 +151,14 @@ def test_refusals(arguments, message, scores, tmp_path):
     assert result.exit_code == 2
     assert message in result.stderr
     assert not out.exists()
+
+
+def test_a_model_that_is_called_like_a_published_one(tmp_path):
+    path = tmp_path / "scores.json"
+    write_scores(path, make_scores({("qa1", "0k"): 60}, model="LM2-1.7B (LM2 paper)"))
+    result = invoke(path, "--reference", "paper")
+    assert result.exit_code == 2
+    assert "two models are called 'LM2-1.7B (LM2 paper)': rename one" in result.stderr
 
 
 def test_options_without_effect_are_refused(scores):

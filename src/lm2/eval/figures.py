@@ -108,7 +108,9 @@ def draw_heat_table(grids: Sequence[Grid]) -> Figure:
             left = _LEFT + column * pitch_x + (pitch_x - _LEFT - panel_width - _PANEL_GAP) / 2
             bottom = height - _HEAD - _PANEL_TOP - panel_height - row * pitch_y
             box = (left / width, bottom / height, panel_width / width, panel_height / height)
-            _draw_panel(figure.add_axes(box), grid, tasks, lengths, num_characters=int(pitch_x * _SMALL_PER_INCH))
+            _draw_panel(
+                figure.add_axes(box), grid, tasks, lengths, num_characters=int((pitch_x - _LEFT) * _SMALL_PER_INCH)
+            )
         _draw_colour_bar(figure, width, height)
         figure.text(0.5, 0.12 / height, _wrap(_HEAT_NOTE, width), ha="center", va="bottom", size=_SMALL)
     return figure
