@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import inspect
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,22 +59,15 @@ def save_model(folder: Path, model: Any, weights: "dict[str, Tensor]", tokenizer
     Raises:
         OSError: it could not be written; what was there is as it was.
     """
-    from transformers.utils import logging
+    from lm2.cli.load_model import without_bars
+    from lm2.data.files import write_whole_folder
 
-    part, old = (folder.with_name(f".{folder.name}.{state}") for state in ("part", "old"))
-    for left_over in (part, old):
-        shutil.rmtree(left_over, ignore_errors=True)
-    logging.disable_progress_bar()
     try:
-        model.save_pretrained(part, state_dict=weights)
-        tokenizer.save_pretrained(part)
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
+        with without_bars(), write_whole_folder(folder) as part:
+            model.save_pretrained(part, state_dict=weights)
+            tokenizer.save_pretrained(part)
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise OSError(f"the model could not be written to {folder}: {error}; make room, then use --resume") from error
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _config_class(architecture: str) -> Any:

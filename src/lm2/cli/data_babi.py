@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lm2.cli.ranges import parse_tasks
+from lm2.cli.terminal import show_progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -39,11 +40,7 @@ def babi(
     if existing and not overwrite:
         raise ValueError(f"{existing[0]} exists already; give --overwrite to replace it, or another --out")
 
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with show_progress() as progress:
         for number, path in paths.items():
             _write(path, number, stories, seed, progress)
     print(f"{len(paths)} files of {stories:,} stories in {out}")

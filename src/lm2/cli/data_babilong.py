@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lm2.cli.ranges import parse_tasks
+from lm2.cli.terminal import show_progress
 
 if TYPE_CHECKING:
     from lm2.data.babilong import Sample, SampleMaker
@@ -86,15 +87,10 @@ def babilong(
 
 def _write_cells(out: Path, cells: list[tuple[int, str]], samples: int, maker: "SampleMaker", file_format: str) -> int:
     """Writes every cell with its metadata; returns how many samples repeat background."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from lm2.data.layout import cell_path, write_metadata, write_rows
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     repeating = 0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with show_progress(counts=True) as progress:
         bar = progress.add_task("", total=len(cells) * samples)
         for task, length in cells:
             progress.update(bar, description=f"qa{task} {length}")

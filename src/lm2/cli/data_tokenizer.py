@@ -1,7 +1,6 @@
 """`lm2 data tokenizer`: train the project's byte-level BPE, the shipped one or one for other text."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +23,7 @@ def tokenizer(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} exists already; give a new or empty folder")
 
+    from lm2.data.files import write_whole_folder
     from lm2.data.text import check_readable, open_background
     from lm2.data.tokenizer_recipe import build_tokenizer
 
@@ -31,18 +31,9 @@ def tokenizer(
     check_readable(prose)
     made, provenance = build_tokenizer(prose, vocab_size)
 
-    # Written beside its place and renamed, so that a folder is whole or absent.
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        made.save_pretrained(part)
+    with write_whole_folder(out) as folder:
+        made.save_pretrained(folder)
         command = f"lm2 data tokenizer --vocab-size {vocab_size} --background {background} --out DIR"
         text = json.dumps({"command": command, **provenance}, indent=2)
-        (part / "provenance.json").write_text(text + "\n", encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        part.replace(out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+        (folder / "provenance.json").write_text(text + "\n", encoding="utf-8")
     print(f"{out}: {len(made)} entries, trained on {provenance['training_characters']:,} characters")

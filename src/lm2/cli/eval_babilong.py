@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lm2.cli.options import Device, Dtype, ModelFolder, ModelTokenizer
 from lm2.cli.ranges import parse_tasks
+from lm2.cli.terminal import show_progress
 
 if TYPE_CHECKING:
     from lm2.cli.load_model import LoadedModel
@@ -35,7 +37,7 @@ class _Cell:
 
 
 def babilong(
-    model: Annotated[Path, typer.Argument(help="A folder with a causal language model of transformers, or ours.")],
+    model: ModelFolder,
     out: Annotated[Path, typer.Option("--out", help="Folder for predictions and scores.")],
     tasks: Annotated[str, typer.Option("--tasks", help="Tasks, such as 1-5 or 1,3,7-9.")] = "1-5",
     lengths: Annotated[str, typer.Option("--lengths", help="Lengths, such as 0k,4k,1M; 0k is facts only.")] = "0k,1k",
@@ -74,12 +76,9 @@ def babilong(
         int | None, typer.Option("--truncate", help="Read the last so many tokens of longer prompts; rows say so.")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Questions asked at once.")] = 8,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="auto (as saved), float32, bfloat16, float16.")] = "auto",
-    tokenizer: Annotated[
-        str | None,
-        typer.Option("--tokenizer", help="The model's tokenizer, if its folder has none: builtin or a folder."),
-    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    tokenizer: ModelTokenizer = None,
     name: Annotated[
         str | None,
         typer.Option("--name", help="What results call the model; else its folder, or the run of RUN/model."),
@@ -293,20 +292,15 @@ def _ask_all(
     fields: dict[str, Any],
 ) -> None:
     """Asks what is not known yet, and appends each batch's rows to its cell's file."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
     from lm2.data.lengths import PROMPT_TOKENS, context_tokens
     from lm2.eval.prediction_log import append_rows
     from lm2.eval.runner import answer
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     # Time goes with tokens, and cells differ in length a thousandfold.
     weights = [context_tokens(cell.length) + PROMPT_TOKENS for cell in cells]
     total = sum(weight * cell.num_samples for weight, cell in zip(weights, cells, strict=True))
     done = sum(weight * len(cell.known) for weight, cell in zip(weights, cells, strict=True))
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with show_progress() as progress:
         bar = progress.add_task("", total=total, completed=done)
         for weight, cell in zip(weights, cells, strict=True):
             progress.update(bar, description=f"qa{cell.task} {cell.length}")

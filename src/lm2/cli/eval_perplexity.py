@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lm2.cli.options import Device, Dtype, ModelFolder, ModelTokenizer
+from lm2.cli.terminal import show_progress, table_console
+
 if TYPE_CHECKING:
     from lm2.cli.load_model import LoadedModel
     from lm2.data.encoding import TextEncoder
@@ -19,7 +22,7 @@ _VERSION = 1
 
 
 def perplexity(
-    model: Annotated[Path, typer.Argument(help="A folder with a causal language model of transformers, or ours.")],
+    model: ModelFolder,
     files: Annotated[list[Path], typer.Argument(help="UTF-8 texts, plain or .gz, .xz, .bz2; each is a document.")],
     window: Annotated[
         int | None, typer.Option("--window", help="Tokens of a sliding window; else each document is read as a whole.")
@@ -27,12 +30,9 @@ def perplexity(
     stride: Annotated[
         int | None, typer.Option("--stride", help="Tokens by which the window slides; else half of it.")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="auto (as saved), float32, bfloat16, float16.")] = "auto",
-    tokenizer: Annotated[
-        str | None,
-        typer.Option("--tokenizer", help="The model's tokenizer, if its folder has none: builtin or a folder."),
-    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    tokenizer: ModelTokenizer = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file, too.")] = None,
 ) -> None:
     """Print perplexity per token and bits per byte of each file and of all, and the mean loss by distance.
@@ -126,14 +126,9 @@ def _check_lengths(loaded: "LoadedModel", encoder: "TextEncoder", files: list[Pa
 @contextmanager
 def _progress(path: Path) -> Iterator[Any]:
     """A bar on a terminal; takes bytes of text done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     # How much text is in a packed file is known at its end.
     total = path.stat().st_size if path.suffix not in (".gz", ".xz", ".bz2") else None
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with show_progress() as progress:
         bar = progress.add_task(path.name, total=total)
         yield lambda num_bytes: progress.advance(bar, num_bytes)
 
@@ -145,12 +140,9 @@ def _counted(blocks: Iterator[str], advance: Any) -> Iterator[str]:
 
 
 def _print(document: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False)
-    if not console.is_terminal:
-        console = Console(markup=False, width=160)
+    console = table_console(plain_width=160)
     table = Table(title=f"{document['model']}: perplexity", title_justify="left")
     for column in ("text", "tokens", "perplexity", "bits per byte"):
         table.add_column(column, justify="left" if column == "text" else "right")

@@ -1,10 +1,7 @@
 """`lm2 export-hub`: a model folder that carries its own code, for machines without this package."""
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +30,10 @@ def export_hub(
         raise ValueError(f"{model}: not a folder; give an LM2 model folder")
     load_config(model)
     _require_new_or_empty(out)
-    with _complete_or_absent(out) as folder:
+
+    from lm2.data.files import write_whole_folder
+
+    with write_whole_folder(out) as folder:
         _save_with_code(model, folder)
         _copy_tokenizer(model, folder)
     print(f"wrote {out}; load it with AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True)")
@@ -44,21 +44,6 @@ def _require_new_or_empty(out: Path) -> None:
         raise ValueError(f"{out}: is a file; name a folder that is new or empty")
     if out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out}: the folder is not empty; name one that is new or empty")
-
-
-@contextmanager
-def _complete_or_absent(out: Path) -> Iterator[Path]:
-    """A sibling of `out` to write into; it becomes `out` at the end, or disappears if anything fails."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.parent / f".{out.name}.unfinished-{os.getpid()}"
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        if out.exists():
-            out.rmdir()
-        unfinished.rename(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _save_with_code(source: Path, folder: Path) -> None:

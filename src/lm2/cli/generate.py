@@ -9,6 +9,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lm2.cli.options import Device, Dtype, ModelFolder, ModelTokenizer
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(help="A folder with a causal language model of transformers, or ours.")],
+    model: ModelFolder,
     prompt: Annotated[str | None, typer.Argument(help="The text to go on from.")] = None,
     prompt_file: Annotated[
         str | None, typer.Option("--prompt-file", help="Read the text from this file instead; - is standard input.")
@@ -33,12 +35,9 @@ def generate(
         float | None, typer.Option("--top-p", help="Draw from the likeliest tokens that have this probability.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the draws; else 0.")] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="auto (as saved), float32, bfloat16, float16.")] = "auto",
-    tokenizer: Annotated[
-        str | None,
-        typer.Option("--tokenizer", help="The model's tokenizer, if its folder has none: builtin or a folder."),
-    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    tokenizer: ModelTokenizer = None,
 ) -> None:
     """Print what MODEL writes after a text, of any length for a model with a bounded memory.
 

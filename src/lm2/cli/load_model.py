@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def _load_weights(folder: Path, dtype: str) -> Any:
         raise ValueError(f"{folder}/config.json cannot be used: {_first_line(error)}") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{folder} holds a {config.model_type!r}, which is no causal language model of transformers")
-    with _quiet():
+    with without_bars():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, output_loading_info=True
@@ -139,8 +140,8 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
-    """No bar of transformers: it would come between our messages."""
+def without_bars() -> Iterator[None]:
+    """Keeps transformers from showing bars, which would come between our messages."""
     from transformers.utils import logging
 
     was_on = logging.is_progress_bar_enabled()

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lm2.cli.terminal import table_console
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -120,12 +122,7 @@ def _select(rows: list["Prediction"], name: str, wanted: Iterable[str]) -> list[
 
 
 def _print_scores(cells: tuple["Cell", ...], comparisons: tuple["Comparison", ...], metric: str) -> None:
-    from rich.console import Console
-
-    # Names of models may hold what rich would take for markup.
-    console = Console(markup=False)
-    if not console.is_terminal:
-        console = Console(markup=False, width=_PLAIN_WIDTH)
+    console = table_console(_PLAIN_WIDTH)
     for run in dict.fromkeys((cell.model, cell.prompt) for cell in cells):
         own = [cell for cell in cells if (cell.model, cell.prompt) == run]
         console.print(_grid(own, metric))

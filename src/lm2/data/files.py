@@ -1,9 +1,10 @@
-"""Files that are read packed or plain, and written whole or not at all."""
+"""Files that are read packed or plain; files and folders that are written whole or not at all."""
 
 import bz2
 import gzip
 import lzma
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,34 @@ def write_whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def write_whole_folder(path: Path) -> Iterator[Path]:
+    """Gives a folder to write into, which appears under `path` when the block ends without an error, and not otherwise.
+
+    A folder of that name stays as it was until then, and is replaced. Parents are made when they are missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it, because a folder can be renamed within a file system only.
+    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    try:
+        os.chmod(part, 0o777 & ~_umask())
+        yield part
+        if path.exists():
+            old = part.with_suffix(".old")
+            path.rename(old)
+            try:
+                part.rename(path)
+            except BaseException:
+                old.rename(path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            part.rename(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
         raise
 
 

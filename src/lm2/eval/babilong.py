@@ -5,7 +5,7 @@ All accuracies are shares between 0 and 1. lm2.eval.compare compares two models;
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
@@ -220,8 +220,13 @@ def average(
     found = {(cell.task, cell.length): cell for cell in cells if (cell.model, cell.prompt) == (model, prompt)}
     if not found:
         raise ValueError(f"there is no cell of model {model!r} with prompt {prompt!r}")
+    return macro_average({key: cell.metrics[metric].accuracy for key, cell in found.items()}, tasks, lengths)
+
+
+def macro_average(accuracies: Mapping[tuple[str, str], float], tasks: Sequence[str], lengths: Sequence[str]) -> Average:
+    """Averages accuracies by (task, length) over all of tasks x lengths, and says which are missing."""
     wanted = [(task, length) for task in tasks for length in lengths]
-    accuracies = [found[key].metrics[metric].accuracy for key in wanted if key in found]
-    missing = tuple(key for key in wanted if key not in found)
-    mean = math.fsum(accuracies) / len(accuracies) if accuracies else None
-    return Average(None if missing else mean, mean, len(accuracies), missing)
+    present = [accuracies[key] for key in wanted if key in accuracies]
+    missing = tuple(key for key in wanted if key not in accuracies)
+    mean = math.fsum(present) / len(present) if present else None
+    return Average(None if missing else mean, mean, len(present), missing)

@@ -1,11 +1,10 @@
 """Grids of accuracies, task x length, one per model: ours and published ones in one form, for tables and figures."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from lm2.data.lengths import context_tokens
-from lm2.eval.babilong import TASK_GROUPS, Average, Cell, Scores, task_order, wilson_interval
+from lm2.eval.babilong import TASK_GROUPS, Average, Cell, Scores, macro_average, task_order, wilson_interval
 from lm2.eval.metrics import check_metric
 from lm2.eval.reference import Reference, ReferenceModel, chance_by_task
 
@@ -200,11 +199,7 @@ def select(grids: Sequence[Grid], tasks: Sequence[str] | None, lengths: Sequence
 
 def average_grid(grid: Grid, tasks: Sequence[str], lengths: Sequence[str]) -> Average:
     """Averages over all of tasks x lengths, each cell counting the same, and says which cells are missing."""
-    wanted = [(task, length) for task in tasks for length in lengths]
-    present = [grid.cells[key].accuracy for key in wanted if key in grid.cells]
-    missing = tuple(key for key in wanted if key not in grid.cells)
-    mean = math.fsum(present) / len(present) if present else None
-    return Average(None if missing else mean, mean, len(present), missing)
+    return macro_average({key: cell.accuracy for key, cell in grid.cells.items()}, tasks, lengths)
 
 
 def groups_to_average(grids: Sequence[Grid]) -> dict[str, tuple[str, ...]]:
