@@ -99,6 +99,19 @@ def test_any_causal_architecture_is_built_and_repeated() -> None:
     assert not torch.equal(model.transformer.wte.weight, other.transformer.wte.weight)
 
 
+def test_embeddings_are_as_wide_as_asked() -> None:
+    tokenizer = load_tokenizer()
+    narrow, wide = (
+        build_model(ModelRecipe("llama", {**TINY, "pad_token_id": 0}, embedding_std=std), tokenizer, 0)
+        for std in (None, 0.5)
+    )
+    assert narrow.model.embed_tokens.weight[1:].std().item() == pytest.approx(0.02, rel=0.05)
+    assert wide.model.embed_tokens.weight[1:].std().item() == pytest.approx(0.5, rel=0.05)
+    for model in (narrow, wide):
+        assert not model.model.embed_tokens.weight[0].any()
+    assert torch.equal(narrow.lm_head.weight, wide.lm_head.weight)
+
+
 def test_a_llama_folder_starts_a_llama_and_an_lm2(tmp_path: Path) -> None:
     tokenizer = load_tokenizer()
     llama = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **TINY)).to(torch.bfloat16)

@@ -205,49 +205,64 @@ def test_copying_rows(seed: int, length: int) -> None:
     assert row.shape == (length,)
     assert row.dtype == np.int64
     assert set(row.tolist()) <= set(vocabulary)
-    places: dict[int, list[int]] = {}
-    for place, token in enumerate(row.tolist()):
-        places.setdefault(token, []).append(place)
-    pairs = sorted((both for both in places.values() if len(both) > 1), key=lambda both: both[0])
-    assert all(len(both) == 2 for both in pairs)
-    assert len(pairs) >= 4
-    assert len({second - first for first, second in pairs}) == 1
-    # In a row, and the first token of the copy is not among what is to be foretold.
-    assert [second for _, second in pairs] == list(range(pairs[0][1], pairs[0][1] + len(pairs)))
-    assert list(copied) == [second for _, second in pairs[1:]]
+    size = len(copied) + 1
+    assert max(4, length // 4) <= size <= length // 2
+    assert size <= copied[0] - 1
+    assert copied[-1] < length
+    assert row[copied[0] - 1 : copied[-1] + 1].tolist() == row[copied[0] - 1 - size : copied[0] - 1].tolist()
 
 
-def test_the_distance_between_copies_varies() -> None:
-    """A fixed one would teach a position (docs/log.md)."""
+def test_the_distance_between_copies_varies_and_tokens_repeat() -> None:
+    """A fixed distance would teach a position; without repeats there is an easy half-answer (docs/log.md)."""
     distances: Counter[int] = Counter()
+    repeating = 0
     for seed in range(400):
-        row, copied = copying_row(Random(seed), 64, range(2000))
-        (first, second) = np.flatnonzero(row == row[copied[0]]).tolist()
-        distances[second - first] += 1
-    assert len(distances) > 40
-    assert max(distances.values()) < 400 / 10
-    assert set(distances) <= set(range(4, 61))
+        row, copied = copying_row(Random(seed), 64, range(50))
+        distances[len(copied) + 1] += 1
+        repeating += len(set(row[list(copied)].tolist())) < len(copied)
+    assert set(distances) == set(range(16, 33))
+    assert max(distances.values()) < 400 / 8
+    assert repeating > 350
 
 
 def test_the_vocabulary_is_drawn_once() -> None:
     words = range(5, 105)
-    few = draw_vocabulary(Random(0), words, 20, length_tokens=10)
+    few = draw_vocabulary(Random(0), words, 20)
     assert (len(few), len(set(few))) == (20, 20)
     assert set(few) <= set(words)
-    assert few == draw_vocabulary(Random(0), words, 20, length_tokens=10)
-    assert set(few) != set(draw_vocabulary(Random(1), words, 20, length_tokens=10))
-    assert set(draw_vocabulary(Random(0), words, None, length_tokens=10)) == set(words)
-    with pytest.raises(ValueError, match="primer_length_tokens is 101 and primer_vocab_size None, but both must be at"):
-        draw_vocabulary(Random(0), words, None, length_tokens=101)
-    with pytest.raises(ValueError, match="primer_length_tokens is 10 and primer_vocab_size 101, but both must be at"):
-        draw_vocabulary(Random(0), words, 101, length_tokens=10)
+    assert few == draw_vocabulary(Random(0), words, 20)
+    assert set(few) != set(draw_vocabulary(Random(1), words, 20))
+    assert set(draw_vocabulary(Random(0), words, None)) == set(words)
+    assert set(draw_vocabulary(Random(0), words, 20, always=[7, 300])) == {*few, 7, 300}
+    with pytest.raises(ValueError, match="primer_vocab_size is 101, but must be at most 100"):
+        draw_vocabulary(Random(0), words, 101)
 
 
-def test_a_small_vocabulary_is_all_that_the_primer_has(source: Any) -> None:
+def test_the_primer_has_a_small_vocabulary_and_the_words_of_the_tasks(source: Any) -> None:
     few = source(data__primer_vocab_size=40)
-    batches = [batch for step in range(2) for batch in few.micro_batches(Progress(PRIMER, step, step))]
-    batches += few.validation(Progress(PRIMER, 0, 0), samples=7)
-    assert len({token for batch in batches for token in batch.input_ids.flatten().tolist()}) == 40
+    batches = [batch for step in range(40) for batch in few.micro_batches(Progress(PRIMER, step, step))]
+    primer = {token for batch in batches for token in batch.input_ids.flatten().tolist()}
+    answers = {
+        batch.input_ids[row, begin].item()
+        for step in range(20)
+        for batch in few.micro_batches(Progress(LONG, step, step))
+        for row, spans in enumerate(batch.answers)
+        for begin, _ in spans
+    }
+    assert len(answers) >= 4
+    assert answers <= primer
+    assert 40 < len(primer) < 40 + 60
+
+
+def test_training_is_shortened_and_validation_is_not(source: Any) -> None:
+    whole, short = source(), source(curriculum__2__shortened=1.0)
+    progress = Progress(LONG, 0, 0)
+
+    def num_tokens(batches: list[Batch]) -> int:
+        return sum(int(batch.attention_mask.sum()) for batch in batches)
+
+    assert num_tokens(short.micro_batches(progress)) < 0.95 * num_tokens(whole.micro_batches(progress))
+    assert _same(short.validation(progress, 7), whole.validation(progress, 7))
 
 
 def test_every_third_batch_is_the_primer(source: Any) -> None:
@@ -270,7 +285,9 @@ def test_only_copies_are_learned_in_the_primer(source: Any, loss: dict[str, Any]
             for place in learned:
                 token = batch.input_ids[row, place]
                 assert batch.labels[row, place] == token
-                assert (batch.input_ids[row, :place] == token).sum() == 1
+                # A copy, where the token before it is one too.
+                before = batch.input_ids[row, : place - 1] == batch.input_ids[row, place - 1]
+                assert (batch.input_ids[row, 1:place][before] == token).any()
 
 
 # --- validation ---
@@ -336,8 +353,8 @@ def test_sources_that_are_refused(tmp_path: Path) -> None:
         ({"data__segment_length_tokens": 16}, r"curriculum\.1 \('short'\), split train: length is 16 tokens"),
         ({"data__facts": "nowhere"}, "facts is 'nowhere'"),
         (
-            {"data__primer_length_tokens": 3000},
-            "primer_length_tokens is 3000 and primer_vocab_size None, but both must be at most 2046",
+            {"data__primer_vocab_size": 3000},
+            "primer_vocab_size is 3000, but must be at most 2046",
         ),
     ],
 )

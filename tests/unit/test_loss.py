@@ -7,7 +7,14 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lm2.train.batches import Batch, Spans
-from lm2.train.loss import answer_accuracy, scale_loss, supervised_weight, token_losses
+from lm2.train.loss import (
+    answer_accuracy,
+    learned_places,
+    scale_loss,
+    supervised_logits,
+    supervised_weight,
+    token_losses,
+)
 
 VOCAB = 11
 
@@ -30,6 +37,11 @@ def _random_batch(generator: torch.Generator, lengths: list[int], is_weighted: b
     if not is_weighted:
         return batch
     return Batch(**{**vars(batch), "weights": torch.rand(batch.input_ids.shape, generator=generator) + 0.5})
+
+
+def _picked(logits: Tensor, batch: Batch) -> Tensor:
+    """Of all logits, those that the loss needs."""
+    return logits[learned_places(batch.labels)]
 
 
 @pytest.fixture
@@ -61,7 +73,7 @@ def test_sums_are_those_of_single_tokens(generator: torch.Generator) -> None:
         for begin, end in spans
         for place in range(begin, end)
     ]
-    loss, weight = token_losses(logits, batch.labels)
+    loss, weight = token_losses(_picked(logits, batch), batch.labels)
     assert weight == len(expected) == supervised_weight(batch) == 4
     torch.testing.assert_close(loss, torch.stack(expected).sum())
     # transformers' own loss is the mean of the same.
@@ -75,7 +87,7 @@ def test_weights_count_labels(generator: torch.Generator) -> None:
     batch = _random_batch(generator, [6, 6], is_weighted=True)
     assert batch.weights is not None
     logits = torch.randn(2, 6, VOCAB, generator=generator)
-    loss, weight = token_losses(logits, batch.labels, batch.weights)
+    loss, weight = token_losses(_picked(logits, batch), batch.labels, batch.weights)
     places = [(row, place) for row, spans in enumerate(batch.answers) for b, e in spans for place in range(b, e)]
     losses = [cross_entropy(logits[row, t - 1], batch.input_ids[row, t]) * batch.weights[row, t] for row, t in places]
     torch.testing.assert_close(loss, torch.stack(losses).sum())
@@ -83,28 +95,31 @@ def test_weights_count_labels(generator: torch.Generator) -> None:
     assert supervised_weight(batch) == pytest.approx(weight.item(), rel=1e-6)
     ones = torch.ones_like(batch.weights)
     torch.testing.assert_close(
-        token_losses(logits, batch.labels, ones), token_losses(logits, batch.labels), check_dtype=False
+        token_losses(_picked(logits, batch), batch.labels, ones),
+        token_losses(_picked(logits, batch), batch.labels),
+        check_dtype=False,
     )
 
 
 def test_the_first_token_is_not_learned() -> None:
     batch = _batch([[1, 2, 3]], [((0, 3),)])
     assert supervised_weight(batch) == 2
-    assert token_losses(torch.zeros(1, 3, VOCAB), batch.labels)[1] == 2
+    assert token_losses(torch.zeros(2, VOCAB), batch.labels)[1] == 2
 
 
 def test_losses_are_float32_under_bfloat16(generator: torch.Generator) -> None:
     batch = _random_batch(generator, [40, 40])
     logits = torch.randn(2, 40, VOCAB, generator=generator).bfloat16()
-    loss, _ = token_losses(logits, batch.labels)
+    loss, _ = token_losses(_picked(logits, batch), batch.labels)
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, token_losses(logits.float(), batch.labels)[0], rtol=0, atol=0)
+    expected, _ = token_losses(_picked(logits.float(), batch), batch.labels)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=0)
 
 
 def test_nothing_to_learn_has_gradient_zero() -> None:
     batch = _batch([[1, 2, 3]], [()])
     logits = torch.randn(1, 3, VOCAB, requires_grad=True)
-    loss, weight = token_losses(logits, batch.labels)
+    loss, weight = token_losses(_picked(logits, batch), batch.labels)
     assert (loss.item(), weight.item(), supervised_weight(batch)) == (0, 0, 0)
     loss.backward()
     assert logits.grad is not None
@@ -143,7 +158,7 @@ def test_accumulation_over_unequal_batches_equals_one_large_batch(
         for share in micro:
             model.zero_grad()
             for batch in share:
-                logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+                logits = supervised_logits(model, batch)
                 loss, _ = token_losses(logits, batch.labels, batch.weights)
                 scale_loss(loss, total, len(shares)).backward()
             for summed, parameter in zip(sums, model.parameters(), strict=True):
@@ -167,6 +182,45 @@ def test_accumulation_over_unequal_batches_equals_one_large_batch(
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+# --- logits ---
+
+
+def test_supervised_logits_are_those_of_a_whole_forward(generator: torch.Generator, model: nn.Module) -> None:
+    """Values, and gradients of all parameters; and the model is as it was afterwards."""
+    batch = _random_batch(generator, [9, 5, 7])
+    picked = supervised_logits(model, batch)
+    picked.square().sum().backward()
+    fast = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    places = [
+        (row, t - 1) for row, spans in enumerate(batch.answers) for begin, end in spans for t in range(begin, end)
+    ]
+    slow = torch.stack([logits[place] for place in places])
+    torch.testing.assert_close(picked, slow)
+    slow.square().sum().backward()
+    for one, other in zip(fast, model.parameters(), strict=True):
+        torch.testing.assert_close(one, other.grad)
+    assert logits.shape == (3, 9, VOCAB)
+
+
+def test_supervised_logits_of_a_model_that_hides_its_output_layer(generator: torch.Generator, model: nn.Module) -> None:
+    class Hiding(nn.Module):
+        def forward(self, **inputs: Tensor) -> object:
+            return model(**inputs)
+
+    batch = _random_batch(generator, [6, 8])
+    torch.testing.assert_close(supervised_logits(Hiding(), batch), supervised_logits(model, batch))
+
+
+def test_the_output_layer_sees_learned_places_only(generator: torch.Generator, model: nn.Module) -> None:
+    batch = _random_batch(generator, [9, 5, 7])
+    seen = []
+    model.lm_head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))  # type: ignore[operator, union-attr]
+    supervised_logits(model, batch)
+    assert seen == [(4, 16)]
+
+
 # --- accuracy ---
 
 
@@ -175,7 +229,7 @@ def _logits(batch: Batch, wrong: set[tuple[int, int]] = frozenset()) -> Tensor: 
     foretold = batch.input_ids.clone()
     for row, place in wrong:
         foretold[row, place] = (foretold[row, place] + 1) % VOCAB
-    return nn.functional.one_hot(foretold, VOCAB).float().roll(-1, 1)
+    return _picked(nn.functional.one_hot(foretold, VOCAB).float().roll(-1, 1), batch)
 
 
 def test_an_answer_is_right_if_all_its_tokens_are() -> None:
@@ -190,7 +244,7 @@ def test_an_answer_is_right_if_all_its_tokens_are() -> None:
 
 def test_no_question_is_no_score() -> None:
     batch = _batch([[1, 2]], [()])
-    assert answer_accuracy(torch.zeros(1, 2, VOCAB), batch) == (0, 0)
+    assert answer_accuracy(torch.zeros(0, VOCAB), batch) == (0, 0)
 
 
 def test_accuracy_equals_greedy_decoding(generator: torch.Generator, model: nn.Module) -> None:
@@ -207,5 +261,5 @@ def test_accuracy_equals_greedy_decoding(generator: torch.Generator, model: nn.M
         answers.append(((prompt.shape[1], prompt.shape[1] + 3),))
     batch = _batch(rows, answers)
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    assert answer_accuracy(logits, batch) == (8, 12)
+    assert answer_accuracy(_picked(logits, batch), batch) == (8, 12)
     assert len(spoiled) == 4

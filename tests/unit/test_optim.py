@@ -175,6 +175,16 @@ def test_the_learning_rate_is_set_for_all_parameters(recipe: OptimizerRecipe) ->
             assert torch.equal(one, other)
 
 
+def test_each_optimizer_has_its_own_peak() -> None:
+    model = _lm2()
+    optimizer = build_optimizer(model, replace(MUON, adamw_learning_rate=3e-4))
+    set_learning_rate(optimizer, 0.5)
+    groups = group_parameters(model)
+    rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert {rates[id(parameter)] for parameter in groups.hidden_matrices} == {0.5e-2}
+    assert {rates[id(parameter)] for parameter in groups.output_matrices + groups.others} == {1.5e-4}
+
+
 def test_muon_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no hidden matrix to train"):
         build_optimizer(nn.Embedding(3, 4), MUON)

@@ -94,6 +94,7 @@ def _field_names(config_class: Any) -> list[str]:
 
 
 def _random_model(recipe: "ModelRecipe", config_class: Any, tokenizer: Any) -> Any:
+    import torch
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
 
@@ -102,7 +103,13 @@ def _random_model(recipe: "ModelRecipe", config_class: Any, tokenizer: Any) -> A
         config = config_class(**{**of_tokenizer, **recipe.config})
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise ValueError(f"model.config: {' '.join(str(error).split())}") from error
-    return AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config)
+    if recipe.embedding_std is not None:
+        embeddings = model.get_input_embeddings()
+        torch.nn.init.normal_(embeddings.weight, std=recipe.embedding_std)
+        if embeddings.padding_idx is not None:
+            torch.nn.init.zeros_(embeddings.weight[embeddings.padding_idx])
+    return model
 
 
 def _pretrained_model(recipe: "ModelRecipe") -> Any:

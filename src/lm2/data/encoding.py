@@ -59,6 +59,11 @@ class TextEncoder:
             self._kept[text] = ids
         return ids
 
+    def encode_with_offsets(self, text: str) -> tuple[NDArray[np.int32], list[tuple[int, int]]]:
+        """The tokens of a text, and the characters at which each begins and ends; nothing kept."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, dtype=np.int32), encoding.offsets
+
     def encode_many(self, texts: Iterable[str]) -> Iterator[NDArray[np.int32]]:
         """The tokens of each text, nothing kept."""
         rest = iter(texts)

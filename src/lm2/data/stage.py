@@ -61,6 +61,8 @@ class Stage:
         position: The part of the sample that facts may lie in, as fractions; None for all of it.
         tokens_per_row: A story of more facts, and one question, than one for so many tokens is cut or left out.
         allow_repeats: Whether a sample may hold a background sentence twice when all others are used.
+        shortened: The part of the samples whose facts and questions are shortened (lm2.data.shortening), each of them
+            by a share of its fillers that is drawn from 0 to 1. Those samples are shorter than their length says.
     """
 
     tasks: Mapping[int, float]
@@ -70,6 +72,7 @@ class Stage:
     position: tuple[float, float] | None = None
     tokens_per_row: int = TOKENS_PER_ROW
     allow_repeats: bool = False
+    shortened: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.tasks or not self.lengths:
@@ -88,6 +91,8 @@ class Stage:
         if self.tokens_per_row < 1:
             raise ValueError(f"tokens_per_row is {self.tokens_per_row}, but must be at least 1")
         check_position(self.position)
+        if not 0 <= self.shortened <= 1:
+            raise ValueError(f"shortened is {self.shortened}, but must be from 0 to 1, a part of the samples")
         if not any(length.max_tokens for length in self.lengths) and (self.position or self.allow_repeats):
             raise ValueError(
                 f"position is {self.position} and allow_repeats {self.allow_repeats}, but neither has an effect where "

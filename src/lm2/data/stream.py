@@ -8,7 +8,7 @@ a story inside the context instead, each at a random place after the facts told 
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from random import Random
 from typing import Any
@@ -22,6 +22,7 @@ from lm2.data.encoding import TextEncoder
 from lm2.data.facts import Facts, check_split
 from lm2.data.noise import Noise, TokenizedBackground
 from lm2.data.plain import answer_text, question_text
+from lm2.data.shortening import filler_tokens, keep_tokens
 from lm2.data.stage import Stage
 
 IGNORED_LABEL = -100
@@ -70,6 +71,7 @@ class _Item:
     """What goes between background sentences: a fact; or a question and its target, the answer's tokens last."""
 
     ids: NDArray[np.int32]
+    is_filler: NDArray[np.bool_]
     question: tuple[str, str] | None = None
     num_answer_tokens: int = 0
 
@@ -148,6 +150,20 @@ class BabilongStream:
         stream._round = self._round
         return stream
 
+    def content_tokens(self, num_stories: int) -> set[int]:
+        """What is no filler in the first stories of each task: tokens of facts, questions and answers."""
+        tokens: set[int] = set()
+        for task in self._tasks:
+            for index in range(num_stories):
+                for line in self._facts.story(task, index, 0).lines:
+                    answer = line.answer if isinstance(line, Question) else None
+                    item = self._item(line.text, answer)
+                    sentence = item.ids[: len(item.ids) - item.num_answer_tokens]
+                    tokens.update(sentence[~item.is_filler[: len(sentence)]].tolist())
+                    if answer is not None:
+                        tokens.update(self._encoder.encode(f" {answer}").tolist())
+        return tokens
+
     def __iter__(self) -> Iterator[TrainingSample]:
         return self
 
@@ -193,7 +209,8 @@ class BabilongStream:
     def _make(self, rng: Random, index: int, task: int, num_tokens: int) -> TrainingSample:
         items = self._draw_items(rng, index, task, num_tokens)
         if not num_tokens:
-            return _assemble(index, task, items, [0] * len(items), *_NO_TOKENS, repeats=False)
+            shortened = self._shorten(rng, items)
+            return _assemble(index, task, shortened, [0] * len(items), *_NO_TOKENS, repeats=False)
         assert self._background is not None, "checked when the stream was made"
         noise_tokens = num_tokens - sum(len(item.ids) for item in items)
         for _ in range(MAX_ATTEMPTS):
@@ -201,7 +218,7 @@ class BabilongStream:
             slots = self._draw_slots(rng, items, noise, num_tokens)
             if slots is not None:
                 noise_ids, starts = _noise_tokens(self._background, noise)
-                return _assemble(index, task, items, slots, noise_ids, starts, noise.repeats)
+                return _assemble(index, task, self._shorten(rng, items), slots, noise_ids, starts, noise.repeats)
         raise ValueError(
             f"position is {self.stage.position}, but no place between two sentences lies there in a sample of task "
             f"{task} of {num_tokens} tokens; make the range wider or the length longer"
@@ -254,11 +271,24 @@ class BabilongStream:
         return item
 
     def _encode_item(self, text: str, answer: str | None) -> _Item:
+        whole = f" {text}" if answer is None else question_text(text)
+        ids, offsets = self._encoder.encode_with_offsets(whole)
+        is_filler = filler_tokens(whole, offsets)
         if answer is None:
-            return _Item(self._encoder.encode(f" {text}"))
+            return _Item(ids, is_filler)
         answer_ids = self._encoder.encode(answer_text(answer))
-        ids = np.concatenate([self._encoder.encode(question_text(text)), answer_ids])
-        return _Item(ids, (text, answer), len(answer_ids))
+        never = np.zeros(len(answer_ids), dtype=bool)
+        return _Item(np.append(ids, answer_ids), np.append(is_filler, never), (text, answer), len(answer_ids))
+
+    def _shorten(self, rng: Random, items: _Items) -> _Items:
+        if not self.stage.shortened or rng.random() >= self.stage.shortened:
+            return items
+        share = rng.random()
+        kept = [keep_tokens(rng, item.is_filler, share) for item in items]
+        return tuple(
+            replace(item, ids=item.ids[keep], is_filler=item.is_filler[keep])
+            for item, keep in zip(items, kept, strict=True)
+        )
 
     def _fits(self, items: _Items, num_tokens: int) -> bool:
         if not num_tokens:

@@ -28,6 +28,9 @@ from lm2.train.curriculum import Progress
 from lm2.train.primer import copying_row, draw_vocabulary
 from lm2.train.sections import DataRecipe, LossRecipe, StageRecipe, check_shares
 
+# Enough to meet every name, place and object of a task.
+_CONTENT_STORIES = 64
+
 Spans = tuple[tuple[int, int], ...]
 
 
@@ -103,12 +106,6 @@ class BatchSource:
         self._padding = next(
             token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None
         )
-        self._primer_tokens: tuple[int, ...] = ()
-        if recipe.data.primer_length_tokens is not None:
-            words = sorted(set(range(self.vocab_size)) - set(tokenizer.added_tokens_decoder))
-            rng = Random(f"primer vocabulary {recipe.seed}")
-            size = recipe.data.primer_vocab_size
-            self._primer_tokens = draw_vocabulary(rng, words, size, recipe.data.primer_length_tokens)
         encoder = TextEncoder(tokenizer, recipe.data.tokenizer)
         splits = ("train",) if recipe.train.validate_every_steps is None else ("train", "test")
         self._streams = {
@@ -116,6 +113,15 @@ class BatchSource:
             for split in splits
             for (number, length), stream in _open_streams(recipe, encoder, split).items()
         }
+        self._primer_tokens: tuple[int, ...] = ()
+        if recipe.data.primer_length_tokens is not None:
+            words = sorted(set(range(self.vocab_size)) - set(tokenizer.added_tokens_decoder))
+            self._primer_tokens = draw_vocabulary(
+                Random(f"primer vocabulary {recipe.seed}"),
+                words,
+                recipe.data.primer_vocab_size,
+                always=sorted(self._content_tokens()),
+            )
 
     def micro_batches(self, progress: Progress) -> list[Batch]:
         """What this process reads in the step after `progress`, a batch for each forward pass."""
@@ -149,6 +155,11 @@ class BatchSource:
                 batches.append(self._batch("test", progress.stage, length, indices))
         batches += [_asking_nothing(batches[0])] * (-len(batches) % self._world_size)
         return batches[self._rank :: self._world_size]
+
+    def _content_tokens(self) -> set[int]:
+        """Of all tasks of all stages."""
+        firsts = {number: stream for (split, number, _), stream in self._streams.items() if split == "train"}
+        return set().union(*(stream.content_tokens(_CONTENT_STORIES) for stream in firsts.values()))
 
     def _batch(self, split: str, number: int, length: int | None, indices: range) -> Batch:
         """Rows of a stage, of `length` tokens; of primer where it is None."""
@@ -210,6 +221,8 @@ def _open_streams(recipe: Recipe, encoder: TextEncoder, split: str) -> dict[tupl
                 recipe_stage.max_questions,
                 tokens_per_row=data.tokens_per_row,
                 allow_repeats=data.allow_repeats,
+                # Validated on whole sentences, as evaluation has them.
+                shortened=recipe_stage.shortened if split == "train" else 0.0,
             )
             try:
                 stream = BabilongStream(stage, facts, background, encoder, recipe.seed, split)

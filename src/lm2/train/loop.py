@@ -41,7 +41,7 @@ from lm2.train.distributed import Processes, parallelize, unwrap
 from lm2.train.gates import GateMeans, record_gates
 from lm2.train.guard import catch_signals, check_finite
 from lm2.train.log import RunLog, memory_bytes
-from lm2.train.loss import answer_accuracy, scale_loss, supervised_weight, token_losses
+from lm2.train.loss import answer_accuracy, scale_loss, supervised_logits, supervised_weight, token_losses
 from lm2.train.optim import build_optimizer, learning_rate_at, set_learning_rate
 
 
@@ -52,7 +52,7 @@ class StepReport:
     Attributes:
         loss: Mean over the step's supervised tokens, all processes.
         gradient_norm: Before clipping.
-        learning_rate: The step's.
+        learning_rate: The step's (`optimizer.learning_rate`).
         tokens: Read, without padding, all processes.
     """
 
@@ -187,7 +187,7 @@ def take_step(
         waits = isinstance(module, DistributedDataParallel) and not is_last
         with module.no_sync() if waits else nullcontext():  # type: ignore[operator]
             moved = batch.to(processes.device)
-            logits = _forward(module, moved, recipe)
+            logits = _logits(module, moved, recipe)
             loss_sum, _ = token_losses(logits, moved.labels, moved.weights)
             scale_loss(loss_sum, total_weight, processes.world_size).backward()
         loss_sums.append(loss_sum.detach())
@@ -197,11 +197,13 @@ def take_step(
     check_finite(state.progress.step + 1, loss_sums, float(norm), batches, model, processes)
     if recipe.train.clip_norm is not None:
         clip_grads_with_norm_(model.parameters(), recipe.train.clip_norm, norm)
-    learning_rate = recipe.optimizer.learning_rate * learning_rate_at(recipe.schedule, state.progress.step)
-    set_learning_rate(optimizer, learning_rate)
+    fraction = learning_rate_at(recipe.schedule, state.progress.step)
+    set_learning_rate(optimizer, fraction)
     optimizer.step()
     (loss_total,) = processes.sum(float(torch.stack(loss_sums).sum()))
-    return StepReport(loss_total / total_weight, float(norm), learning_rate, int(total_tokens))
+    return StepReport(
+        loss_total / total_weight, float(norm), recipe.optimizer.learning_rate * fraction, int(total_tokens)
+    )
 
 
 @torch.no_grad()
@@ -228,7 +230,7 @@ def validate(
     with nullcontext(GateMeans()) if recipe.train.compile else record_gates(model) as gates:
         for batch in batches.validation(state.progress, recipe.train.validation_samples):
             moved = batch.to(processes.device)
-            logits = _forward(model, moved, recipe)
+            logits = _logits(model, moved, recipe)
             num_right, num_asked = answer_accuracy(logits, moved)
             loss_of_batch, weight_of_batch = token_losses(logits, moved.labels, moved.weights)
             right, asked = right + num_right, asked + num_asked
@@ -248,10 +250,10 @@ def validate(
     return accuracy
 
 
-def _forward(module: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+def _logits(module: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
     is_autocast = recipe.train.precision == "bfloat16"
     with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16, enabled=is_autocast):
-        return module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        return supervised_logits(module, batch)
 
 
 def _gradient_norm(model: nn.Module) -> Tensor:

@@ -84,14 +84,14 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Op
     """The recipe's optimizer for a model (see `group_parameters`). Each group has a `name`.
 
     Muon (Jordan et al. 2024) is for hidden matrices of two dimensions, with updates as large as AdamW's
-    (Liu et al. 2025, "match_rms_adamw"), so that one learning rate and one weight decay serve both.
+    (Liu et al. 2025, "match_rms_adamw"), so that one learning rate and one weight decay can serve both.
 
     Raises:
         ValueError: nothing to train, nothing for Muon to train, or a torch without Muon.
     """
     groups = group_parameters(model)
     if recipe.name == "adamw":
-        return _adamw(recipe, groups.hidden_matrices + groups.output_matrices, groups.others)
+        return _adamw(recipe, recipe.learning_rate, groups.hidden_matrices + groups.output_matrices, groups.others)
     if not hasattr(torch.optim, "Muon"):
         raise ValueError(f"optimizer.name is 'muon', which needs torch 2.9, but this is {torch.__version__}; use adamw")
     flat = [parameter for parameter in groups.hidden_matrices if parameter.ndim == 2]
@@ -100,7 +100,7 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Op
     deep = [parameter for parameter in groups.hidden_matrices if parameter.ndim > 2]
     assert recipe.momentum is not None, "checked with the recipe"
     muon = torch.optim.Muon(
-        [{"params": flat, "name": "hidden matrices"}],
+        [{"params": flat, "name": "hidden matrices", "peak_lr": recipe.learning_rate}],
         lr=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         momentum=recipe.momentum,
@@ -108,13 +108,14 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Op
     )
     if not (deep or groups.output_matrices or groups.others):
         return muon
-    return MuonWithAdamW(muon, _adamw(recipe, deep + groups.output_matrices, groups.others))
+    rate = recipe.learning_rate if recipe.adamw_learning_rate is None else recipe.adamw_learning_rate
+    return MuonWithAdamW(muon, _adamw(recipe, rate, deep + groups.output_matrices, groups.others))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Sets it for all groups."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, fraction: float) -> None:
+    """Sets the learning rate of each group to a fraction of its peak."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = group["peak_lr"] * fraction
 
 
 def learning_rate_at(schedule: ScheduleRecipe, step: int) -> float:
@@ -135,14 +136,13 @@ def learning_rate_at(schedule: ScheduleRecipe, step: int) -> float:
     return schedule.final_fraction + (1 - schedule.final_fraction) * height
 
 
-def _adamw(recipe: OptimizerRecipe, decayed: list[nn.Parameter], others: list[nn.Parameter]) -> torch.optim.Optimizer:
+def _adamw(
+    recipe: OptimizerRecipe, peak: float, decayed: list[nn.Parameter], others: list[nn.Parameter]
+) -> torch.optim.Optimizer:
     groups = [
-        {"params": decayed, "name": "matrices", "weight_decay": recipe.weight_decay},
-        {"params": others, "name": "others", "weight_decay": 0.0},
+        {"params": decayed, "name": "matrices", "weight_decay": recipe.weight_decay, "peak_lr": peak},
+        {"params": others, "name": "others", "weight_decay": 0.0, "peak_lr": peak},
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=recipe.learning_rate,
-        betas=recipe.betas,
-        eps=recipe.epsilon,
+        [group for group in groups if group["params"]], lr=peak, betas=recipe.betas, eps=recipe.epsilon
     )

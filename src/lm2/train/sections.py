@@ -21,11 +21,22 @@ class ModelRecipe:
         architecture: transformers' `model_type`: "lm2", "llama" and so on.
         config: Fields of the model's configuration.
         init: Folder of a pretrained model to start from; None for random weights.
+        embedding_std: Standard deviation of random input embeddings; None for the architecture's own, which is narrow
+            (transformers: `initializer_range`). A small model copies sooner with 1 and an output layer of its own.
     """
 
     architecture: str
     config: Mapping[str, Any]
     init: str | None = None
+    embedding_std: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.embedding_std is not None:
+            more_than_zero("embedding_std", self.embedding_std)
+            if self.init is not None:
+                raise ValueError(
+                    f"embedding_std is {self.embedding_std}, but has no effect on the weights of init; leave it out"
+                )
 
 
 @dataclass(frozen=True)
@@ -39,8 +50,9 @@ class DataRecipe:
         segment_length_tokens: What stages count lengths in, where they count segments.
         margin_tokens: By how much a sample is shorter than its segments, as room for what a model adds.
         primer_length_tokens: Tokens of a row of the copying primer, where a stage has one. It should fit one segment.
-        primer_vocab_size: Different tokens of the primer, drawn once for the run; None for all that the tokenizer has.
-            The fewer, the sooner a small model copies.
+        primer_vocab_size: Tokens of the primer, drawn once for the run; None for all that the tokenizer has. The words
+            of the curriculum's tasks that carry content come on top: a model that never copied them does not start to
+            in the task. The fewer tokens, the sooner a small model copies.
         tokens_per_row: At most one fact or question for so many tokens of a sample.
         allow_repeats: Whether a sample may hold a background sentence twice.
     """
@@ -65,7 +77,7 @@ class DataRecipe:
                     f"primer_vocab_size is {self.primer_vocab_size}, but has no effect without primer_length_tokens; "
                     "leave it out"
                 )
-            at_least("primer_vocab_size", self.primer_vocab_size, self.primer_length_tokens)
+            at_least("primer_vocab_size", self.primer_vocab_size, MIN_COPY_TOKENS)
         at_least("tokens_per_row", self.tokens_per_row, 1)
         if self.segment_length_tokens is None and self.margin_tokens:
             raise ValueError(
@@ -143,6 +155,8 @@ class StageRecipe:
         lengths_tokens: Lengths in tokens, equally likely; 0 is facts only, without background.
         questions: "inline" asks inside the context, "end" asks one question behind it.
         max_questions: At most so many questions of a story; None for all. Inline only.
+        shortened: The part of the samples whose facts and questions are shortened (lm2.data.shortening); not those of
+            validation.
         primer_every: Every so many batches, one is the copying primer (lm2.train.primer); 1 is primer only.
         until: When the stage ends; None in the last one, which ends with the schedule.
     """
@@ -153,12 +167,14 @@ class StageRecipe:
     lengths_tokens: tuple[int, ...] | None = None
     questions: Literal["inline", "end"] = "inline"
     max_questions: int | None = None
+    shortened: float = 0.0
     primer_every: int | None = None
     until: StageEnd | None = None
 
     def __post_init__(self) -> None:
         at_least("primer_every", self.primer_every, 1)
         at_least("max_questions", self.max_questions, 1)
+        within("shortened", self.shortened, 0.0, 1.0)
         if self.primer_every == 1:
             for name, default in _TASK_KEYS.items():
                 if getattr(self, name) != default:
@@ -185,6 +201,7 @@ _TASK_KEYS: Mapping[str, Any] = {
     "lengths_tokens": None,
     "questions": "inline",
     "max_questions": None,
+    "shortened": 0.0,
 }
 
 
@@ -194,7 +211,8 @@ class OptimizerRecipe:
 
     Attributes:
         name: "adamw" or "muon".
-        learning_rate: At the schedule's peak, of both.
+        learning_rate: At the schedule's peak.
+        adamw_learning_rate: With "muon" only: of what AdamW trains there; None for `learning_rate`.
         betas: AdamW's.
         epsilon: AdamW's.
         weight_decay: Decoupled, of matrices only.
@@ -207,9 +225,17 @@ class OptimizerRecipe:
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     momentum: float | None = None
+    adamw_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         more_than_zero("learning_rate", self.learning_rate)
+        if self.adamw_learning_rate is not None:
+            more_than_zero("adamw_learning_rate", self.adamw_learning_rate)
+            if self.name == "adamw":
+                raise ValueError(
+                    f"adamw_learning_rate is {self.adamw_learning_rate}, but has no effect with adamw, whose rate is "
+                    "learning_rate; leave it out"
+                )
         more_than_zero("epsilon", self.epsilon)
         at_least("weight_decay", self.weight_decay, 0)
         for beta in self.betas:
