@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from toy_recipe import TOY, write_toy
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from lm2 import LM2Config, LM2ForCausalLM
 from lm2.train.checking import dump_yaml, parse_yaml
 from lm2.train.config import Recipe, differing_keys, dump_recipe, load_recipe
 from lm2.train.sections import (
@@ -63,15 +66,32 @@ def test_recipes_that_ship_are_read(path: Path) -> None:
 
 
 def test_there_are_recipes() -> None:
-    assert {"tiny", "tiny-llama", "gpu", "paper"} <= {path.stem for path in RECIPES}
+    names = {"tiny", "gpu", "paper"}
+    assert names | {f"{name}-llama" for name in names} <= {path.stem for path in RECIPES}
 
 
-def test_rivals_train_on_one_stream() -> None:
+@pytest.mark.parametrize("name", ["tiny", "gpu", "paper"])
+def test_rivals_train_on_one_stream(name: str) -> None:
     """Data, curriculum, optimizer, schedule and loop of the Llama are those of the LM2."""
     by_name = {path.stem: load_recipe(path) for path in RECIPES}
-    lm2, llama = by_name["tiny"], by_name["tiny-llama"]
+    lm2, llama = by_name[name], by_name[f"{name}-llama"]
     assert replace(llama, name=lm2.name, model=lm2.model) == lm2
     assert lm2.data.segment_length_tokens == lm2.model.config["segment_length"]
+
+
+@pytest.mark.parametrize("name", ["tiny", "gpu", "paper"])
+def test_rivals_have_as_many_parameters(name: str) -> None:
+    by_name = {path.stem: load_recipe(path) for path in RECIPES}
+    lm2, llama = by_name[name].model, by_name[f"{name}-llama"].model
+    with torch.device("meta"):
+        counts = [
+            LM2ForCausalLM(LM2Config(**lm2.config)).num_parameters(),
+            LlamaForCausalLM(LlamaConfig(**llama.config)).num_parameters(),
+        ]
+    assert counts[1] == pytest.approx(counts[0], rel=1e-3)
+    assert {
+        key: value for key, value in llama.config.items() if key != "intermediate_size"
+    }.items() <= lm2.config.items()
 
 
 @pytest.mark.parametrize(
