@@ -12,6 +12,7 @@ from lm2.cli.eval import evaluate
 from lm2.cli.export_hub import export_hub
 from lm2.cli.generate import generate
 from lm2.cli.params import params
+from lm2.cli.reproduce import reproduce
 from lm2.cli.score import score
 from lm2.cli.tables import tables
 from lm2.cli.train import train
@@ -41,6 +42,7 @@ app.command("params")(params)
 app.command("export-hub")(export_hub)
 app.add_typer(data, name="data")
 app.command("train")(train)
+app.command("reproduce")(reproduce)
 app.add_typer(evaluate, name="eval")
 app.command("generate")(generate)
 app.command("score")(score)
