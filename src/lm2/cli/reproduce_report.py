@@ -118,10 +118,10 @@ def _run_facts(run: Path, rival: "Recipe") -> dict[str, Any]:
     import torch
 
     from lm2.cli.build_model import build_model
-    from lm2.cli.run_logs import read_log
+    from lm2.cli.run_logs import read_run_log
     from lm2.data.tokenizer import load_tokenizer
 
-    log = list(read_log(run))
+    log = read_run_log(run)
     last = [row for row in log if row["kind"] == "train"][-1]
     validations = [row for row in log if row["kind"] == "validation"]
     with torch.device("meta"):
@@ -185,7 +185,7 @@ def _compare(folder: Path, by_seed: "BySeed", longest: int) -> "list[tuple[str, 
 
 def _draw(folder: Path, by_seed: "BySeed", grids: "Repeated", longest: int) -> dict[str, str]:
     """Draws all pictures; returns their names and what they show."""
-    from lm2.cli.run_logs import read_log
+    from lm2.cli.run_logs import read_run_log
     from lm2.eval.figures import draw_heat_table, draw_radar, plan_radar, save_figure
     from lm2.eval.report_figures import draw_lengths, draw_training
 
@@ -201,7 +201,7 @@ def _draw(folder: Path, by_seed: "BySeed", grids: "Repeated", longest: int) -> d
     }
     curves: dict[str, list[list[tuple[float, float]]]] = {}
     for run, rival in _runs(folder, by_seed):
-        curves.setdefault(rival.name, []).append(_curve(list(read_log(run))))
+        curves.setdefault(rival.name, []).append(_curve(read_run_log(run)))
     drawn["training.png"] = draw_training(curves), f"Accuracy of {models} in validation over the tokens of training."
     drawn["heat.png"] = draw_heat_table(every), "Accuracy of every run by task and length; the tables have the numbers."
     if plan_radar(every).grids:
@@ -277,7 +277,7 @@ def _blocks(
         Picture("training.png", pictures["training.png"]),
         Heading("Stages"),
         Text(
-            "The step at which each ended, and the accuracy there; * where it ended by its most steps, short of its aim."
+            "The step at which each ended, and the accuracy there; * where it ended by its most steps, below its aim."
         ),
         _stage_table(runs),
         Heading("Every run"),

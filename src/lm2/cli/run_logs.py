@@ -1,30 +1,27 @@
 """What the files of a run tell while it goes on."""
 
-import json
-from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 
-def read_log(run: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run's log; one that is being written just now is left out."""
+def read_run_log(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; none where the run has not begun."""
+    from lm2.train.log import read_log
+
     path = run / "log.jsonl"
-    if not path.exists():
-        return
-    for line in path.read_text("utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
+    return read_log(path) if path.exists() else []
 
 
 def last_step(run: Path) -> int:
     """The last step that the log tells of; 0 if there is none."""
-    return max((row["step"] for row in read_log(run)), default=0)
+    return max((row["step"] for row in read_run_log(run)), default=0)
 
 
 def stage_steps(run: Path) -> list[int]:
     """How many steps each stage took that has ended and has a successor."""
-    ends = [0, *(row["step"] for row in read_log(run) if row.get("event") == "stage")]
-    return [end - begin for begin, end in zip(ends, ends[1:], strict=False)]
+    ends = [0, *(row["step"] for row in read_run_log(run) if row.get("event") == "stage")]
+    return [end - begin for begin, end in pairwise(ends)]
 
 
 def count_predictions(folder: Path) -> int:

@@ -1,0 +1,203 @@
+"""A miniature of the main job: every part of it, through the command line, in seconds."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train.toy_run import TESTS, log_of, toy_recipe
+
+from lm2.cli.reproduce import follow
+from lm2.train.config import Recipe, dump_recipe, load_recipe
+
+# Two tasks, an aim that the first stage may reach or not, and lengths within and beyond those of training.
+CURRICULUM = [
+    {
+        "name": "one segment",
+        "tasks": {1: 1.0, 4: 1.0},
+        "segments": {"max": 1},
+        "until": {"accuracy": 0.0, "min_steps": 2, "max_steps": 4},
+    },
+    {"name": "up to two", "tasks": {1: 1.0, 4: 1.0}, "segments": {"max": 2}},
+]
+EVALUATION = {"tasks": [1, 4], "lengths": ["0k", "1k"], "samples": 6, "batch_size": 3}
+
+
+def rivals(**train: Any) -> list[Recipe]:
+    own = toy_recipe(
+        curriculum=CURRICULUM, evaluation=EVALUATION, train={"validate_every_steps": 1, "log_every_steps": 1, **train}
+    )
+    llama = {"hidden_size": 32, "intermediate_size": 102, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = {**llama, "num_key_value_heads": 2}
+    return [own, replace(own, name="rival", model=replace(own.model, architecture="llama", config=config))]
+
+
+def command(folder: Path, recipes: list[Recipe], *options: str) -> list[str]:
+    paths = []
+    for recipe in recipes:
+        path = folder / f"{recipe.name}.yaml"
+        path.write_text(dump_recipe(recipe), encoding="utf-8")
+        paths += ["--recipe", str(path)]
+    out = ["--out", str(folder / "job")] if "--out" not in options else []
+    return [sys.executable, "-m", "lm2.cli.main", "reproduce", *paths, *out, *options]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent / "src")}
+
+
+def run(folder: Path, recipes: list[Recipe], *options: str) -> subprocess.CompletedProcess[str]:
+    words = command(folder, recipes, *options)
+    return subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+
+
+def without_times(report: dict[str, Any]) -> dict[str, Any]:
+    for facts in report["runs"].values():
+        del facts["seconds"], facts["peak_memory_bytes"]
+    return {key: value for key, value in report.items() if key not in ("command", "commit", "machine")}
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("whole")
+    done = run(folder, rivals(), "--seed", "3", "--seed", "5")
+    assert done.returncode == 0, done.stderr
+    return folder / "job", done
+
+
+def test_all_of_it_is_there(job: tuple[Path, Any]) -> None:
+    folder, done = job
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    assert set(report["runs"]) == {"toy-seed3", "toy-seed5", "rival-seed3", "rival-seed5"}
+    for name in ("report.md", "report.html", "training.png", "heat.png", "accuracy-qa1.png", "accuracy-qa4.png"):
+        assert (folder / name).stat().st_size > 1000
+    assert "report.html" in done.stdout
+    assert "qa4" in done.stdout
+
+
+def test_accuracies_are_those_of_the_answers(job: tuple[Path, Any]) -> None:
+    folder, _ = job
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    assert report["longest_in_training_tokens"] == 128
+    for model in ("toy", "rival"):
+        for cell in report["accuracy"][model]:
+            for seed, share in zip((3, 5), cell["seeds"], strict=True):
+                path = (
+                    folder / f"{model}-seed{seed}" / "eval" / "predictions" / f"{cell['task']}_{cell['length']}.jsonl"
+                )
+                rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+                assert len(rows) == 6
+                right = sum(row["output"].strip().rstrip(".").strip() == row["target"] for row in rows)
+                assert share == pytest.approx(right / 6)
+
+
+def test_rivals_read_the_same(job: tuple[Path, Any]) -> None:
+    """The same tokens in the same steps, and stages that end where the leader's did."""
+    folder, _ = job
+    for seed in (3, 5):
+        own, other = (folder / f"{name}-seed{seed}" for name in ("toy", "rival"))
+        tokens = [[(row["step"], row["tokens"], row["stage"]) for row in log_of(run, "train")] for run in (own, other)]
+        assert tokens[0] == tokens[1]
+        ends = [row["step"] for row in log_of(own, "event") if row["event"] == "stage"]
+        followed = load_recipe(folder / "recipes" / f"rival-seed{seed}.yaml").curriculum[0].until
+        assert followed is not None
+        assert ([followed.steps], followed.accuracy) == (ends, None)
+    assert log_of(folder / "toy-seed3", "train")[0]["loss"] != log_of(folder / "toy-seed5", "train")[0]["loss"]
+
+
+def test_the_page_needs_nothing_else(job: tuple[Path, Any]) -> None:
+    folder, _ = job
+    page = (folder / "report.html").read_text("utf-8")
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert len(sources) == 4
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "<script" not in page
+    assert "http" not in re.sub(r'base64,[^"]*', "", page)
+
+
+def test_the_same_command_does_nothing_twice(job: tuple[Path, Any]) -> None:
+    folder, _ = job
+    weights = folder / "toy-seed3" / "model" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    again = run(folder.parent, rivals(), "--seed", "3", "--seed", "5")
+    assert again.returncode == 0, again.stderr
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_another_job_in_the_folder_is_refused(job: tuple[Path, Any]) -> None:
+    folder, _ = job
+    refused = run(folder.parent, rivals(), "--seed", "4")
+    assert refused.returncode == 2
+    assert "holds another job" in refused.stderr
+
+
+def test_interrupted_twice_it_ends_as_it_would_have(job: tuple[Path, Any], tmp_path: Path) -> None:
+    """SIGTERM while the first model is trained, and when an evaluation has begun."""
+    words = command(tmp_path, rivals(), "--seed", "3", "--seed", "5")
+    for has_come in (
+        lambda: (tmp_path / "job" / "toy-seed3" / "checkpoints" / "step_00000002").exists(),
+        lambda: any(tmp_path.glob("job/*/eval/predictions/*.jsonl")),
+    ):
+        process = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 200
+        while not has_come() and time.monotonic() < until:
+            assert process.poll() is None, "it is interrupted before its end"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    done = run(tmp_path, rivals(), "--seed", "3", "--seed", "5")
+    assert done.returncode == 0, done.stderr
+    ours, whole = (json.loads((folder / "report.json").read_text("utf-8")) for folder in (tmp_path / "job", job[0]))
+    assert without_times(ours) == without_times(whole)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_equal_one(job: tuple[Path, Any], tmp_path: Path, parallel: str) -> None:
+    options = ("--set", f"train.parallel={parallel}", "--set", "train.processes=2", "--seed", "3")
+    done = run(tmp_path, rivals(), *options)
+    assert done.returncode == 0, done.stderr
+    for name in ("toy-seed3", "rival-seed3"):
+        ours, one = (folder / name for folder in (tmp_path / "job", job[0]))
+        for row, expected in zip(log_of(ours, "train"), log_of(one, "train"), strict=True):
+            assert row["loss"] == pytest.approx(expected["loss"], rel=5e-6)
+        weights, expected_weights = (load_file(run / "model" / "model.safetensors") for run in (ours, one))
+        assert weights.keys() == expected_weights.keys()
+        for key, value in weights.items():
+            torch.testing.assert_close(value, expected_weights[key], rtol=0, atol=5e-6)
+
+
+def test_follow_ends_stages_by_the_leaders_steps() -> None:
+    own, other = rivals()
+    followed = follow(other, [3])
+    assert followed.curriculum[0].until is not None
+    assert followed.curriculum[0].until.steps == 3
+    assert followed.curriculum[1] == other.curriculum[1]
+    assert replace(followed, curriculum=own.curriculum, name=own.name, model=own.model) == own
+
+
+def test_what_is_refused_before_work(tmp_path: Path) -> None:
+    own, other = rivals()
+    larger = replace(other, model=replace(other.model, config={**other.model.config, "intermediate_size": 400}))
+    longer = replace(other, schedule=replace(other.schedule, total_steps=9))
+    far = replace(own.evaluation, lengths=("0k", "1M"))
+    for recipes, options, message in (
+        ([own, larger], (), "differ by more than 3% in parameters"),
+        ([own, longer], (), "differ in schedule"),
+        ([own, own], (), "each needs a name of its own"),
+        ([replace(own, evaluation=far), replace(other, evaluation=far)], (), "are wanted of it"),
+        ([own, other], ("--scale", "laptop"), "--scale or --recipe, not both"),
+        ([own, other], ("--facts", "nowhere"), "--facts is 'nowhere'"),
+    ):
+        refused = run(tmp_path, recipes, *options)
+        assert refused.returncode == 2, refused.stderr
+        assert message in refused.stderr
+        assert not (tmp_path / "job").exists()
