@@ -19,6 +19,9 @@ from train.toy_run import TESTS, log_of, toy_recipe
 from lm2.cli.reproduce import follow
 from lm2.train.config import Recipe, dump_recipe, load_recipe
 
+# One worker makes the whole job that most tests look at.
+pytestmark = pytest.mark.xdist_group("reproduce")
+
 # Two tasks, an aim that the first stage may reach or not, and lengths within and beyond those of training.
 CURRICULUM = [
     {
