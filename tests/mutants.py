@@ -533,9 +533,23 @@ PARITY_MODELS = [
     Mutant(
         name="address: forgets the input gate",
         file=f"{MODEL}/memory_lm2.py",
-        old="erase_and_add(logits_SN.softmax(-1) * gate_S.unsqueeze(-1), content_SE)",
-        new="erase_and_add(logits_SN.softmax(-1), content_SE)",
+        old="above_floor(logits_SN.softmax(-1) * gate_S.unsqueeze(-1), self.floor)",
+        new="above_floor(logits_SN.softmax(-1), self.floor)",
         test="parity/test_models.py::test_segment_model[joint-address-input-1]",
+    ),
+    Mutant(
+        name="address: no floor",
+        file=f"{MODEL}/memory_lm2.py",
+        old="above_floor(logits_SN.softmax(-1) * gate_S.unsqueeze(-1), self.floor)",
+        new="logits_SN.softmax(-1) * gate_S.unsqueeze(-1)",
+        test="parity/test_memory.py::test_segments_that_hardly_address_a_slot_keep_it_to_the_bit",
+    ),
+    Mutant(
+        name="address: the floor lets the rest through whole",
+        file=f"{MODEL}/memory_lm2.py",
+        old="(gate_SN - share).relu() / (1 - share)",
+        new="torch.where(gate_SN > share, gate_SN, 0.0)",
+        test="parity/test_memory.py::test_what_is_below_the_floor_is_exactly_zero",
     ),
     Mutant(
         name="address: content without tanh",

@@ -81,7 +81,7 @@ def test_200_segments(subject):
 @pytest.mark.parametrize("gate_bias", [-15.0, 15.0])
 @torch.no_grad()
 def test_200_segments_with_gates_near_0_and_1(gate_bias):
-    model = SUBJECT["default"].make(memory_input_gate_bias=gate_bias)
+    model = SUBJECT["default"].make(memory_input_gate_bias=gate_bias, memory_write_floor=0.0)
     for block in model.model.layers:
         # Tokens pick one slot each, so that a slot is either kept almost whole or overwritten almost whole.
         block.memory.write.address *= 100

@@ -14,8 +14,9 @@ from parity import references
 from parity.checks import assert_near, probe_like
 from transformers import LlamaConfig
 
+from lm2 import LM2Config, LM2ForCausalLM
 from lm2.models.lm2.attention_lm2 import _split_exactly
-from lm2.models.lm2.memory_lm2 import erase_and_add, linear_scan
+from lm2.models.lm2.memory_lm2 import above_floor, erase_and_add, linear_scan
 from lm2.models.lm2.slots_lm2 import attend_to_all, attend_to_slots, attend_with_mass
 
 TOLERANCE = 1e-5
@@ -183,6 +184,41 @@ def test_a_slot_that_no_token_addresses_stays_exactly():
     assert float(keep[1]) == 1.0
     assert bool((new[1] == 0).all())
     assert bool((keep[[0, 2]] < 1).all())
+
+
+@pytest.mark.parametrize("floor", [0.25, 0.9])
+@pytest.mark.parametrize("num_slots", [1, 4, 64])
+def test_what_is_below_the_floor_is_exactly_zero(num_slots, floor):
+    share = floor / num_slots
+    gate = torch.tensor([0.0, 0.5 * share, 0.999 * share, 1.5 * share, 1.0]).unsqueeze(-1).repeat(1, num_slots)
+    gate.requires_grad_()
+    left = above_floor(gate, floor)
+    assert bool((left[:3] == 0).all())
+    assert_near(left[3], torch.full([num_slots], 0.5 * share / (1 - share), dtype=torch.float64), TOLERANCE, "above")
+    assert_near(left[4], torch.ones(num_slots, dtype=torch.float64), TOLERANCE, "a gate at one")
+    left.sum().backward()
+    assert bool((gate.grad[:3] == 0).all())
+    assert_near(gate.grad[3:], torch.full([2, num_slots], 1 / (1 - share), dtype=torch.float64), TOLERANCE, "gradient")
+
+
+def test_a_floor_of_zero_changes_no_gate():
+    gate = mixed_gates((7, 4), seed=0)
+    assert torch.equal(above_floor(gate, 0.0), gate)
+
+
+def test_segments_that_hardly_address_a_slot_keep_it_to_the_bit():
+    config = LM2Config(hidden_size=16, num_attention_heads=2, num_memory_slots=8, num_memory_heads=2, segment_length=4)
+    torch.manual_seed(0)
+    memory = LM2ForCausalLM(config).model.layers[0].memory
+    x_BSD = torch.randn(3, 4, 16)
+    bank = start = torch.randn(3, 8, 16)
+    with torch.no_grad():
+        # The gate opens to 0.018, and the addresses prefer no slot much.
+        memory.write.input_gate.bias.fill_(-4.0)
+        memory.write.input_gate.weight.zero_()
+        for _ in range(1000):
+            bank = memory.write_segment(bank, x_BSD, torch.ones(3, dtype=torch.bool))
+    assert torch.equal(bank, start)
 
 
 def test_tokens_with_gates_of_zero_leave_no_trace():

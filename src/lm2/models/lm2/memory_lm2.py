@@ -70,6 +70,15 @@ def erase_and_add(gate_SN: Tensor, content_SE: Tensor) -> tuple[Tensor, Tensor]:
         return keep_N, weight.transpose(-1, -2) @ content_SE.float()
 
 
+def above_floor(gate_SN: Tensor, floor: float) -> Tensor:
+    """
+    Gates [..., S, N] without what is below `floor` / N: exactly 0 there, and 1 at 1 (ours, see
+    `memory_write_floor` of `LM2Config`).
+    """
+    share = floor / gate_SN.shape[-1]
+    return (gate_SN - share).relu() / (1 - share)
+
+
 def recompute(function: Callable, *tensors: Tensor):
     """Calls a cheap function whose inner tensors are computed again for the backward pass instead of being kept."""
     if not torch.is_grad_enabled():
@@ -83,13 +92,15 @@ class AddressWrite(nn.Module):
 
     Per head m: address softmax_n(q_t . address_n), input gate g_in(t) = sigmoid(w_in x_t) (Eq. 4), content
     c_t = tanh(W_c x_t) (the tanh of Eq. 6), forget gate 1 - g_in * address (the complement stands for Eq. 5: a slot is
-    forgotten exactly as far as it is overwritten, and a slot that no token addresses stays as it is).
+    forgotten exactly as far as it is overwritten). Of g_in * address only what `above_floor` leaves is done, so that a
+    slot that no token means stays as it is.
     """
 
     def __init__(self, config: LM2Config):
         super().__init__()
         self.num_heads = config.num_memory_heads
         self.address_size = config.head_dim
+        self.floor = config.memory_write_floor
         self.query = nn.Linear(config.hidden_size, self.num_heads * self.address_size, bias=False)
         self.address = nn.Parameter(torch.empty(self.num_heads, config.num_memory_slots, self.address_size))
         self.content = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
@@ -104,12 +115,11 @@ class AddressWrite(nn.Module):
             logits = (query.float() * self.address_size**-0.5) @ self.address.float().transpose(-1, -2)
         gate_BGMS = self.input_gate(x_BGSD).float().sigmoid().transpose(2, 3)
         content = self.content(x_BGSD).tanh().unflatten(-1, (self.num_heads, -1)).transpose(2, 3)
-        keep_BGMN, new_BGMNE = recompute(self._erase_and_add, logits, gate_BGMS, content)
+        keep_BGMN, new_BGMNE = recompute(self._write_to_slots, logits, gate_BGMS, content)
         return keep_BGMN.transpose(2, 3).unsqueeze(-1), new_BGMNE.transpose(2, 3)
 
-    @staticmethod
-    def _erase_and_add(logits_SN: Tensor, gate_S: Tensor, content_SE: Tensor) -> tuple[Tensor, Tensor]:
-        return erase_and_add(logits_SN.softmax(-1) * gate_S.unsqueeze(-1), content_SE)
+    def _write_to_slots(self, logits_SN: Tensor, gate_S: Tensor, content_SE: Tensor) -> tuple[Tensor, Tensor]:
+        return erase_and_add(above_floor(logits_SN.softmax(-1) * gate_S.unsqueeze(-1), self.floor), content_SE)
 
 
 class AttendWrite(nn.Module):
