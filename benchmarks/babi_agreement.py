@@ -13,10 +13,9 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 
-from measure import git_commit, machine_facts
+from measure import run_facts
 
 from lm2.data.babi.simulator import make_stories
 from lm2.data.babi.solver import Answer, solve
@@ -41,10 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows.append(row)
     results = {
         "format_version": FORMAT_VERSION,
-        "commit": git_commit(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seed": options.seed,
-        "machine": machine_facts("cpu", threads=1),
+        **run_facts("cpu", threads=1, seed=options.seed),
         "tasks": rows,
     }
     with write_whole(options.out) as file:

@@ -11,13 +11,11 @@ One process, one thread. Writes data_speed.json into --out.
 import argparse
 import json
 import os
-import shlex
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
@@ -36,21 +34,19 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     # Before they are imported: thread pools read these once.
     os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    from measure import git_commit, machine_facts
+    from measure import run_facts
+
+    from lm2.data.files import write_whole
 
     rounds = 1 if options.quick else ROUNDS
     encoder = _encoder(options.tokenizer)
     results = {
         "format_version": FORMAT_VERSION,
         "run": {
-            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": git_commit(),
-            "seed": SEED,
+            **run_facts("cpu", 1, SEED),
             "rounds": rounds,
             "quick": options.quick,
             "clock": "processor time of the one process",
-            "machine": machine_facts("cpu", 1),
             "tokenizer": {"name": encoder.name, "fingerprint_sha256": encoder.fingerprint},
         },
         "tokenizing": _tokenizing(options.background, encoder, rounds),
@@ -59,9 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "data_speed.json"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(partial, path)
+    with write_whole(path) as file:
+        json.dump(results, file, indent=1)
     _print(results)
     print(f"wrote {path}")
     return 0

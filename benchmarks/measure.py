@@ -8,12 +8,14 @@ import math
 import multiprocessing
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from unittest import mock
 
@@ -314,8 +316,18 @@ def _warm_up_child(device: str, dtype: str) -> None:
 # The machine
 
 
-def machine_facts(device: str, threads: int) -> dict:
-    """What a reader needs to judge a number."""
+def run_facts(device: str, threads: int, seed: int) -> dict:
+    """What a reader needs to judge a number, and to make it again."""
+    return {
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _git_commit(),
+        "seed": seed,
+        "machine": _machine_facts(device, threads),
+    }
+
+
+def _machine_facts(device: str, threads: int) -> dict:
     facts = {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -340,7 +352,7 @@ def _cpu_model() -> str:
     return next(names, platform.processor())
 
 
-def git_commit() -> str:
+def _git_commit() -> str:
     """The checked-out commit, with "+changes" if files other than results differ; "unknown" outside a repository."""
     folder = Path(__file__).parent
     try:

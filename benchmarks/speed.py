@@ -12,9 +12,7 @@ Writes speed.json, speed.md and one PNG per part into --out, after every part.
 import argparse
 import json
 import os
-import shlex
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 
 PARTS = ("training", "length", "prefill", "decode")
@@ -40,7 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     import parts
     import report
     from cells import SEED
-    from measure import git_commit, machine_facts, start_children
+    from measure import run_facts, start_children
+
+    from lm2.data.files import write_whole
 
     start_children()
     settings = parts.Settings(options.device, options.dtype, options.threads, options.quick)
@@ -48,22 +48,17 @@ def main(arguments: list[str] | None = None) -> int:
     results = _load(path)
     for name in options.parts:
         run = {
-            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": git_commit(),
-            "seed": SEED,
+            **run_facts(options.device, options.threads, SEED),
             "quick": options.quick,
             "dtype": options.dtype,
             "clock": settings.clock,
-            "machine": machine_facts(options.device, options.threads),
         }
         measured = {"run": run, **parts.PARTS[name](settings)}
         # The order of the parts, not of their measurement.
         known = results["parts"] | {name: measured}
         results["parts"] = {part: known[part] for part in PARTS if part in known}
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(results, indent=1))
-        os.replace(partial, path)
+        with write_whole(path) as file:
+            json.dump(results, file, indent=1)
         report.write_reports(results, options.out)
     missed = [target for part in results["parts"].values() for target in _targets(part) if not target["met"]]
     print(f"wrote {path} and {path.with_suffix('.md')}; {len(missed)} targets missed")

@@ -8,25 +8,22 @@ tests, of one question drawn from each story. The chance that any test fails on 
 differences.
 """
 
-import lzma
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from functools import cache, lru_cache
 from itertools import islice, pairwise
-from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 from scipy.stats import chi2, ks_2samp
+from toy_data import shared_data
 
+from lm2.data.babi.reader import read_stories
 from lm2.data.babi.simulator import make_stories
 from lm2.data.babi.story import TASK_NAMES, Question, Statement, Story
-
-_SHARED_DATA = Path(os.environ.get("LM2_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
-_FOLDER = _SHARED_DATA / "babi" / "en-10k"
 
 # Five questions each in most tasks: 10,000.
 _NUM_STORIES = int(os.environ.get("LM2_BABI_STORIES", "2000"))
@@ -194,31 +191,13 @@ _LEVEL = _FAMILY_WISE_LEVEL / (len(TASK_NAMES) * (len(_SHARES) + len(_NUMBERS)))
 
 @cache
 def _released(task: int) -> list[Story]:
-    if not _FOLDER.is_dir():
-        pytest.skip(f"the released bAbI files are not in {_FOLDER}")
+    folder = shared_data("babi/en-10k")
     names = [f"qa{task}_{TASK_NAMES[task]}_train.txt.xz"]
     if task == 3:
         names = [f"qa3_{TASK_NAMES[3]}_train.partial.txt.xz", f"qa3_{TASK_NAMES[3]}_test.txt.xz"]
-    stories = [story for name in names for story in _read(_FOLDER / name, task)]
+    stories = [story for name in names for story in read_stories(folder / name)]
     # The last story of these files was cut off at the file's end.
     return stories[:-1] if task in (18, 20) else stories
-
-
-def _read(path: Path, task: int) -> Iterator[Story]:
-    lines: list[Statement | Question] = []
-    with lzma.open(path, "rt", encoding="utf-8") as file:
-        for row in file:
-            number, text = row.rstrip("\n").split(" ", 1)
-            if number == "1" and lines:
-                yield Story(task, tuple(lines))
-                lines = []
-            question, tab, rest = text.partition("\t")
-            if tab:
-                answer, support = rest.split("\t")
-                lines.append(Question(question, answer, tuple(map(int, support.split()))))
-            else:
-                lines.append(Statement(text))
-    yield Story(task, tuple(lines))
 
 
 @cache

@@ -1,18 +1,16 @@
 """The three metrics: known values, the faults that the published rules have, and the real test files."""
 
-import os
-from pathlib import Path
 from statistics import mean
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_data import shared_data
 
 from lm2.data.babi.reader import find_task_file, read_stories
 from lm2.data.babi.story import Question
 from lm2.eval.metrics import METRICS, TASK_LABELS, is_exact, is_official, is_substring, state_answer
 
-DATA = Path(os.environ.get("LM2_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")) / "babi" / "en-10k"
 TASKS = sorted(TASK_LABELS, key=lambda task: int(task[2:]))
 
 
@@ -126,9 +124,7 @@ def test_an_unknown_task_is_refused(metric):
 
 def read_gold(task: str) -> list[tuple[str, str]]:
     """(question, answer) of a task's real test file."""
-    if not DATA.is_dir():
-        pytest.skip(f"the real bAbI files are not at {DATA}: set LM2_SHARED_DATA")
-    path = find_task_file(DATA, int(task.removeprefix("qa")), "test")
+    path = find_task_file(shared_data("babi/en-10k"), int(task.removeprefix("qa")), "test")
     return [(line.text, line.answer) for story in read_stories(path) for line in story.lines if type(line) is Question]
 
 

@@ -2,12 +2,11 @@
 
 import json
 import math
-import os
 from collections import Counter
 from importlib import resources
-from pathlib import Path
 
 import pytest
+from toy_data import shared_data
 
 from lm2.data.babi.reader import find_task_file, read_stories
 from lm2.data.babi.story import cut_at_questions
@@ -195,9 +194,7 @@ def test_single_cells():
 
 
 def test_chance_is_that_of_the_test_files():
-    folder = Path(os.environ.get("LM2_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")) / "babi" / "en-10k"
-    if not folder.is_dir():
-        pytest.skip(f"needs the original bAbI files in {folder}")
+    folder = shared_data("babi/en-10k")
     for number, (task, chance) in enumerate(chance_by_task().items(), start=1):
         assert task == f"qa{number}"
         stories = read_stories(find_task_file(folder, number, "test"), number)

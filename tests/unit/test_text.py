@@ -3,7 +3,6 @@
 import gzip
 import json
 import lzma
-import os
 import re
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_data import shared_data
 
 from lm2.data import text as text_module
 from lm2.data.builtin_text import TEST_TOPICS, prose_sentences
@@ -25,7 +25,6 @@ from lm2.data.text import (
     open_pg19,
 )
 
-SHARED_DATA = Path(os.environ.get("LM2_SHARED_DATA", Path(__file__).parents[3] / "shared/data"))
 PROSE = "The old house stood on the hill. Nobody had lived there for years!\n"
 
 # Text that has many would-be ends: abbreviations, initials, quotes, numbers, lower case behind full stops.
@@ -110,9 +109,7 @@ class TestBookSentences:
         ]
 
     def test_real_books_read_as_prose(self):
-        folder = SHARED_DATA / "books"
-        if not folder.is_dir():
-            pytest.skip(f"no books to read: {folder} is absent")
+        folder = shared_data("books")
         for split in ("train", "test"):
             background = open_background(str(folder), split)
             check_readable(background)

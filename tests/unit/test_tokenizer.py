@@ -3,11 +3,9 @@
 import hashlib
 import json
 import lzma
-import os
 import platform
 import re
 from itertools import accumulate
-from pathlib import Path
 
 import pytest
 import tokenizers
@@ -15,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from toy_data import shared_data
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
@@ -26,7 +25,6 @@ from lm2.data.text import open_background
 from lm2.data.tokenizer import BUILTIN_FOLDER, END_OF_TEXT, PADDING, load_tokenizer, train_tokenizer
 from lm2.data.tokenizer_recipe import build_tokenizer
 
-SHARED_DATA = Path(os.environ.get("LM2_SHARED_DATA", Path(__file__).parents[3] / "shared/data"))
 BUILTIN = load_tokenizer()
 
 TEXTS = open_background("builtin", "test").sources[0].sentences()
@@ -106,10 +104,7 @@ class TestBuiltin:
         assert [word for word in sorted(words) if tokens(word) != [word] or tokens(f" {word}") != [f" {word}"]] == []
 
     def test_real_stories_come_back_in_words(self):
-        folder = SHARED_DATA / "babi" / "en-10k"
-        if not folder.is_dir():
-            pytest.skip(f"no bAbI files to encode: {folder} is absent")
-        paths = sorted(folder.glob("qa*.txt.xz"))
+        paths = sorted(shared_data("babi/en-10k").glob("qa*.txt.xz"))
         assert len(paths) == 40
         lines = set()
         for path in paths:
