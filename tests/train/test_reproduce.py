@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from train.toy_run import TESTS, log_of, toy_recipe
 
+from lm2.cli.jobs import hold_folder
 from lm2.cli.reproduce import follow
 from lm2.train.config import Recipe, dump_recipe, load_recipe
 
@@ -66,7 +67,7 @@ def run(folder: Path, recipes: list[Recipe], *options: str) -> subprocess.Comple
 def without_times(report: dict[str, Any]) -> dict[str, Any]:
     for facts in report["runs"].values():
         del facts["seconds"], facts["peak_memory_bytes"]
-    return {key: value for key, value in report.items() if key not in ("command", "commit", "machine")}
+    return {key: value for key, value in report.items() if key != "command"}
 
 
 @pytest.fixture(scope="module")
@@ -144,23 +145,60 @@ def test_another_job_in_the_folder_is_refused(job: tuple[Path, Any]) -> None:
 
 
 def test_interrupted_twice_it_ends_as_it_would_have(job: tuple[Path, Any], tmp_path: Path) -> None:
-    """SIGTERM while the first model is trained, and when an evaluation has begun."""
+    """A closed terminal while the first model is trained, and SIGTERM when an evaluation has begun."""
     words = command(tmp_path, rivals(), "--seed", "3", "--seed", "5")
-    for has_come in (
-        lambda: (tmp_path / "job" / "toy-seed3" / "checkpoints" / "step_00000002").exists(),
-        lambda: any(tmp_path.glob("job/*/eval/predictions/*.jsonl")),
+    for number, has_come in (
+        (signal.SIGHUP, lambda: (tmp_path / "job" / "toy-seed3" / "checkpoints" / "step_00000002").exists()),
+        (signal.SIGTERM, lambda: any(tmp_path.glob("job/*/eval/predictions/*.jsonl"))),
     ):
         process = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 200
         while not has_come() and time.monotonic() < until:
             assert process.poll() is None, "it is interrupted before its end"
             time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=120) == 128 + signal.SIGTERM
+        process.send_signal(number)
+        assert process.wait(timeout=120) == 128 + number
     done = run(tmp_path, rivals(), "--seed", "3", "--seed", "5")
     assert done.returncode == 0, done.stderr
     ours, whole = (json.loads((folder / "report.json").read_text("utf-8")) for folder in (tmp_path / "job", job[0]))
     assert without_times(ours) == without_times(whole)
+
+
+def test_a_folder_in_use_is_refused(job: tuple[Path, Any]) -> None:
+    folder, _ = job
+    with hold_folder(folder):
+        refused = run(folder.parent, rivals(), "--seed", "3", "--seed", "5")
+    assert refused.returncode == 2
+    assert "is in use" in refused.stderr
+
+
+def test_what_a_killed_command_leaves_running_holds_the_folder(tmp_path: Path) -> None:
+    """SIGKILL cannot be passed on, so the trainer goes on; another must not train the same run."""
+    words = command(tmp_path, rivals(), "--seed", "3")
+    process = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 200
+    log = tmp_path / "job" / "logs" / "train-toy-seed3.log"
+    while not log.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    refused = run(tmp_path, rivals(), "--seed", "3")
+    assert refused.returncode == 2
+    assert "is in use" in refused.stderr
+    # What is left ends by itself, and then the job can go on.
+    while (done := run(tmp_path, rivals(), "--seed", "3")).returncode == 2 and time.monotonic() < until:
+        time.sleep(0.5)
+    assert done.returncode == 0, done.stderr
+
+
+def test_tables_know_how_models_were_trained(job: tuple[Path, Any]) -> None:
+    folder, _ = job
+    files = [str(folder / f"{name}-seed3" / "eval" / "scores.json") for name in ("toy", "rival")]
+    words = [sys.executable, "-m", "lm2.cli.main", "tables", *files]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300, check=True)
+    parameters = json.loads((folder / "report.json").read_text("utf-8"))["runs"]["toy-seed3"]["parameters"]
+    assert f"{parameters:,}" in done.stdout
+    assert "from scratch on qa1, qa4" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -192,9 +230,12 @@ def test_what_is_refused_before_work(tmp_path: Path) -> None:
     larger = replace(other, model=replace(other.model, config={**other.model.config, "intermediate_size": 400}))
     longer = replace(other, schedule=replace(other.schedule, total_steps=9))
     far = replace(own.evaluation, lengths=("0k", "1M"))
+    short = replace(other, model=replace(other.model, config={**other.model.config, "max_position_embeddings": 600}))
     for recipes, options, message in (
         ([own, larger], (), "differ by more than 3% in parameters"),
         ([own, longer], (), "differ in schedule"),
+        ([own, short], (), "has 1k, but its model has 600 positions"),
+        ([own, other], ("--seed", "1", "--set", "seed=2"), "not both"),
         ([own, own], (), "each needs a name of its own"),
         ([replace(own, evaluation=far), replace(other, evaluation=far)], (), "are wanted of it"),
         ([own, other], ("--scale", "laptop"), "--scale or --recipe, not both"),

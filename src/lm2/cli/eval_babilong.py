@@ -97,7 +97,8 @@ def babilong(
         _refuse_made_options(facts=facts, background=background, seed=seed, allow_repeats=allow_repeats or None)
 
     from lm2.cli.load_model import hash_weights, load_model
-    from lm2.cli.score import score
+    from lm2.cli.provenance import describe_training, read_record
+    from lm2.cli.score import score_files
     from lm2.data.encoding import TextEncoder
     from lm2.data.lengths import parse_lengths
     from lm2.data.plain import ANSWER_END
@@ -107,13 +108,14 @@ def babilong(
     length_names = parse_lengths(lengths)
     _check_out(out, resume, overwrite)
     loaded = load_model(model, device, dtype, tokenizer)
+    record = read_record(model)
     limit = max_prompt_tokens(loaded.model, max_new_tokens)
     if truncate is not None and limit is not None and truncate > limit:
         raise ValueError(f"--truncate is {truncate}, but the model has positions for a prompt of {limit}")
     # A chat template that is missing or broken shows itself on any text.
     encode_prompt("", loaded.tokenizer, parts)
     encoder = TextEncoder(loaded.tokenizer, loaded.tokenizer_name)
-    questions = _open_questions(
+    questions = open_questions(
         dataset, parts, loaded.tokenizer, encoder, length_names, facts, background, seed, allow_repeats
     )
     settings = {
@@ -148,7 +150,11 @@ def babilong(
         "tokenizer": loaded.tokenizer_name,
     }
     _ask_all(loaded, questions, cells, decoding, truncate, batch_size, fields)
-    score([out / _PREDICTIONS], json_path=out / _SCORES)
+    about = {
+        "parameters": loaded.model.num_parameters(),
+        "training": None if record is None else describe_training(record),
+    }
+    score_files([out / _PREDICTIONS], json_path=out / _SCORES, models={settings["model"]: about})
 
 
 def _prompt_parts(prompt: str, *flags: bool | None) -> "PromptParts | None":
@@ -192,7 +198,7 @@ def _check_out(out: Path, resume: bool, overwrite: bool) -> None:
         raise ValueError(f"{out} is not empty; give --resume to go on, --overwrite to start anew, or another --out")
 
 
-def _open_questions(
+def open_questions(
     dataset: str | None,
     parts: "PromptParts | None",
     tokenizer: Any,
@@ -203,6 +209,12 @@ def _open_questions(
     seed: int | None,
     allow_repeats: bool,
 ) -> "Questions":
+    """Opens where questions come from, as the verb's options name it.
+
+    Raises:
+        ValueError: an option without effect, or one that names nothing.
+        OSError: data cannot be read.
+    """
     from lm2.data.babilong import SampleMaker
     from lm2.data.facts import open_facts
     from lm2.data.lengths import context_tokens

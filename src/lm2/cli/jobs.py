@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,14 +37,38 @@ class Job:
     progress: Callable[[], float]
 
 
-def run_jobs(jobs: Sequence[Job], slots: int) -> None:
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[int]:
+    """Keeps others from working in a folder; gives the lock, which jobs get too.
+
+    So it is also held by jobs that go on because this process was killed, and could not stop them.
+
+    Raises:
+        ValueError: somebody else holds it.
+    """
+    import fcntl
+
+    path = folder / ".lock"
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{folder} is in use, by another command or by what a killed one has left running; wait for it, or "
+                f"end it (fuser {path} names it), then give the same command again"
+            ) from error
+        yield file.fileno()
+
+
+def run_jobs(jobs: Sequence[Job], slots: int, lock: int) -> None:
     """Runs jobs in their order, as soon as they are ready and a slot is free; those that are done are left out.
 
-    A job that fails, and SIGINT or SIGTERM to this process, stop all others with SIGTERM, which lets them save.
+    A job that fails, and SIGINT, SIGTERM or SIGHUP to this process, stop all others with SIGTERM, which lets them save.
 
     Args:
         jobs: A job comes after those that it needs.
         slots: Jobs at a time.
+        lock: From `hold_folder`.
 
     Raises:
         typer.Exit: a job failed (its exit code), or a signal came (128 and its number).
@@ -52,7 +77,11 @@ def run_jobs(jobs: Sequence[Job], slots: int) -> None:
     running: dict[Job, subprocess.Popen[bytes]] = {}
     began: dict[Job, tuple[float, float]] = {}
     received: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in _SIGNALS}
+    # Who ignores a signal, such as nohup, means it.
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in heard}
+    # Jobs that do not say how many threads they want share the cores.
+    environment = {"OMP_NUM_THREADS": str(max(1, available_cores() // slots)), **os.environ}
     told = 0.0
     try:
         with _Bars(jobs) as show:
@@ -61,10 +90,14 @@ def run_jobs(jobs: Sequence[Job], slots: int) -> None:
                     if len(running) < slots and job.is_ready():
                         waiting.remove(job)
                         began[job] = (time.monotonic(), job.progress())
-                        running[job] = _start(job)
+                        running[job] = _start(job, lock, environment)
                 assert running, "some job can always go on"
                 time.sleep(_POLL_SECONDS)
                 if received:
+                    name = signal.Signals(received[0]).name
+                    # A terminal that was closed takes no message.
+                    with suppress(OSError):
+                        print(f"lm2 reproduce: {name}: stopping; the same command goes on", file=sys.stderr)
                     raise typer.Exit(128 + received[0])
                 is_told = time.monotonic() - told > _LINE_SECONDS
                 told = time.monotonic() if is_told else told
@@ -84,7 +117,8 @@ def run_jobs(jobs: Sequence[Job], slots: int) -> None:
             signal.signal(number, handler)
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# The last one comes when a terminal is closed or a connection is lost.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def available_cores() -> int:
@@ -94,12 +128,18 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _start(job: Job) -> "subprocess.Popen[bytes]":
+def _start(job: Job, lock: int, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
         # In a session of its own: Ctrl-C reaches it through this process only, once.
         return subprocess.Popen(
-            list(job.command()), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            list(job.command()),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=(lock,),
+            env=environment,
         )
 
 

@@ -21,9 +21,6 @@ SCALES = {
 }
 _RECIPES = Path(__file__).parents[3] / "recipes"
 _KIND, _VERSION = "lm2-reproduce", 1
-# What rivals must share for their results to be comparable.
-_SHARED = ("data", "curriculum", "schedule", "evaluation")
-_MOST_DIFFERENCE = 0.03
 
 
 def reproduce(
@@ -31,7 +28,9 @@ def reproduce(
     recipes: Annotated[
         list[Path] | None, typer.Option("--recipe", help="Recipes instead of a scale's; the first one leads.")
     ] = None,
-    seeds: Annotated[list[int] | None, typer.Option("--seed", help="A repetition for each; default: 0.")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", help="A repetition for each; default: the recipe's.")
+    ] = None,
     facts: Annotated[str | None, typer.Option("--facts", help="Folder of bAbI files instead of the simulator.")] = None,
     background: Annotated[
         str | None, typer.Option("--background", help="Folder of books instead of built-in text.")
@@ -46,29 +45,28 @@ def reproduce(
     Started again with the same options, it goes on where it was. The leader (first recipe) decides at which steps the
     stages end; the others change stages at the same steps, so that all read the same tokens.
     """
-    from lm2.cli.jobs import available_cores, run_jobs
+    from lm2.cli.jobs import available_cores, hold_folder, run_jobs
+    from lm2.cli.reproduce_checks import check_job
     from lm2.cli.reproduce_report import print_summary, write_report
 
     if scale is not None and recipes:
         raise ValueError("give --scale or --recipe, not both")
     folder = out or Path("runs") / f"reproduce-{'custom' if recipes else scale or 'laptop'}"
     changes = [*(overrides or ()), *_source_overrides(facts, background)]
-    by_seed = {
-        seed: [_read(path, changes, seed) for path in recipes or _of_scale(scale or "laptop")]
-        for seed in dict.fromkeys(seeds or [0])
-    }
+    paths = recipes or _of_scale(scale or "laptop")
+    by_seed = _read_all(paths, changes, list(dict.fromkeys(seeds or [])))
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("the report's pictures need matplotlib: pip install 'lm2[viz]'")
-    for rivals in by_seed.values():
-        _check_rivals(rivals)
-    _check_before_work(next(iter(by_seed.values())))
+    check_job(next(iter(by_seed.values())))
     _open_folder(folder, by_seed)
     print(f"lm2 reproduce: in {folder}; the same command goes on with it after an interruption", file=sys.stderr)
     jobs = [job for seed, rivals in by_seed.items() for job in _jobs(folder, rivals, seed)]
     is_on_gpu = any(rival.train.device == "cuda" for rivals in by_seed.values() for rival in rivals)
     most_processes = max(rival.train.processes for rivals in by_seed.values() for rival in rivals)
-    run_jobs(jobs, slots=1 if is_on_gpu else max(1, available_cores() // most_processes))
-    report = write_report(folder, by_seed, command_line(scale, recipes, by_seed, facts, background, overrides))
+    slots = 1 if is_on_gpu else max(1, available_cores() // most_processes)
+    with hold_folder(folder) as lock:
+        run_jobs(jobs, slots, lock)
+        report = write_report(folder, by_seed, command_line(scale, recipes, by_seed, facts, background, overrides))
     print_summary(report, folder)
 
 
@@ -119,66 +117,14 @@ def _source_overrides(facts: str | None, background: str | None) -> list[str]:
     return [f"{key}={json.dumps(source)}" for key, source in given if source is not None]
 
 
-def _read(path: Path, changes: list[str], seed: int) -> "Recipe":
+def _read_all(paths: list[Path], changes: list[str], seeds: list[int]) -> "dict[int, list[Recipe]]":
+    """The recipes for each seed; without seeds, for the leader's own."""
     from lm2.train.config import load_recipe
 
-    return load_recipe(path, [*changes, f"seed={seed}"])
-
-
-def _check_rivals(rivals: "list[Recipe]") -> None:
-    from lm2.cli.build_model import build_model
-    from lm2.data.tokenizer import load_tokenizer
-
-    leader, *others = rivals
-    names = [rival.name for rival in rivals]
-    if len(set(names)) < len(names):
-        raise ValueError(f"recipes are named {', '.join(names)}, but each needs a name of its own")
-    for other in others:
-        different = [key for key in _SHARED if getattr(other, key) != getattr(leader, key)]
-        different += ["train.batch_size"] if other.train.batch_size != leader.train.batch_size else []
-        different += ["train.loss"] if other.train.loss != leader.train.loss else []
-        if different:
-            raise ValueError(
-                f"recipes {leader.name} and {other.name} differ in {', '.join(different)}, but rivals must read the "
-                "same samples and be asked the same; make them equal"
-            )
-    import torch
-
-    tokenizer = load_tokenizer(leader.data.tokenizer)
-    with torch.device("meta"):
-        counts = {rival.name: build_model(rival.model, tokenizer, 0).num_parameters() for rival in rivals}
-    most, least = max(counts.values()), min(counts.values())
-    if most > (1 + _MOST_DIFFERENCE) * least:
-        sizes = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-        raise ValueError(f"models differ by more than {_MOST_DIFFERENCE:.0%} in parameters: {sizes}")
-
-
-def _check_before_work(rivals: "list[Recipe]") -> None:
-    """Tries the data at all lengths of training and evaluation, and the devices."""
-    import torch
-
-    from lm2.data.encoding import TextEncoder
-    from lm2.data.lengths import context_tokens
-    from lm2.data.noise import TokenizedBackground
-    from lm2.data.text import open_background
-    from lm2.data.tokenizer import load_tokenizer
-    from lm2.train.batches import BatchSource
-
-    leader = rivals[0]
-    for rival in rivals:
-        if rival.train.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                f"train.device of {rival.name} is 'cuda', but there is no CUDA device; choose another scale"
-            )
-    BatchSource(
-        replace(leader, train=replace(leader.train, processes=1, parallel="single", reshard_after_forward=True))
-    )
-    longest = max(map(context_tokens, leader.evaluation.lengths))
-    if longest:
-        encoder = TextEncoder(load_tokenizer(leader.data.tokenizer), leader.data.tokenizer)
-        TokenizedBackground(open_background(leader.data.background or "builtin", "test"), encoder).check_fills(
-            longest, leader.data.allow_repeats
-        )
+    if seeds and any(change.partition("=")[0].strip() == "seed" for change in changes):
+        raise ValueError("give --seed or --set seed, not both")
+    seeds = seeds or [load_recipe(paths[0], changes).seed]
+    return {seed: [load_recipe(path, [*changes, f"seed={seed}"]) for path in paths] for seed in seeds}
 
 
 def _open_folder(folder: Path, by_seed: "dict[int, list[Recipe]]") -> None:
@@ -192,13 +138,8 @@ def _open_folder(folder: Path, by_seed: "dict[int, list[Recipe]]") -> None:
         found = json.loads(path.read_text("utf-8"))
         if found.get("kind") != _KIND or found.get("version") != _VERSION:
             raise ValueError(f"{path} is no job of this lm2; give another --out")
-        different = sorted(
-            name for name in {*wanted, *found["recipes"]} if wanted.get(name) != found["recipes"].get(name)
-        )
-        if different:
-            raise ValueError(
-                f"{folder} holds another job: {', '.join(different)} differ or are missing; give another --out"
-            )
+        if different := _differences(found["recipes"], wanted):
+            raise ValueError(f"{folder} holds another job (there != given): {'; '.join(different)}. Give another --out")
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists already and holds no job; give another --out")
@@ -206,6 +147,16 @@ def _open_folder(folder: Path, by_seed: "dict[int, list[Recipe]]") -> None:
     with write_whole(path) as file:
         json.dump({"kind": _KIND, "version": _VERSION, "recipes": wanted}, file, indent=2)
         file.write("\n")
+
+
+def _differences(found: dict[str, str], wanted: dict[str, str]) -> list[str]:
+    from lm2.train.checking import build, parse_yaml
+    from lm2.train.config import Recipe, differing_keys
+
+    if found.keys() != wanted.keys():
+        return [f"runs: {', '.join(found)} != {', '.join(wanted)}"]
+    pairs = ((build(Recipe, parse_yaml(text)) for text in (found[name], wanted[name])) for name in wanted)
+    return list(dict.fromkeys(line for pair in pairs for line in differing_keys(*pair)))
 
 
 def _jobs(folder: Path, rivals: "list[Recipe]", seed: int) -> "list[Job]":
@@ -217,6 +168,7 @@ def _jobs(folder: Path, rivals: "list[Recipe]", seed: int) -> "list[Job]":
 
 def _training(folder: Path, leader: "Recipe", rival: "Recipe") -> "Job":
     from lm2.cli.jobs import Job
+    from lm2.cli.provenance import record_path
     from lm2.cli.run_logs import last_step, stage_steps
 
     run = folder / run_name(rival)
@@ -242,7 +194,7 @@ def _training(folder: Path, leader: "Recipe", rival: "Recipe") -> "Job":
         f"train {run.name}",
         command,
         folder / "logs" / f"train-{run.name}.log",
-        is_done=lambda: (run / "model" / "config.json").exists(),
+        is_done=lambda: record_path(run / "model").exists(),
         is_ready=lambda: rival is leader or len(stage_steps(folder / run_name(leader))) == num_ends,
         progress=lambda: last_step(run) / rival.schedule.total_steps,
     )
@@ -259,6 +211,7 @@ def follow(rival: "Recipe", steps: list[int]) -> "Recipe":
 
 def _evaluation(folder: Path, rival: "Recipe") -> "Job":
     from lm2.cli.jobs import Job
+    from lm2.cli.provenance import record_path
     from lm2.cli.run_logs import count_predictions
     from lm2.data.lengths import context_tokens
 
@@ -289,6 +242,6 @@ def _evaluation(folder: Path, rival: "Recipe") -> "Job":
         command,
         folder / "logs" / f"eval-{run.name}.log",
         is_done=lambda: (out / "scores.json").exists(),
-        is_ready=lambda: (run / "model" / "config.json").exists(),
+        is_ready=lambda: record_path(run / "model").exists(),
         progress=lambda: count_predictions(out / "predictions") / total,
     )

@@ -1,8 +1,6 @@
 """The report of `lm2 reproduce`, from the files of its runs."""
 
 import json
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lm2.eval.babilong import Comparison
-    from lm2.eval.grids import Grid
+    from lm2.eval.grids import Grid, GridCell
     from lm2.eval.report import Block
+    from lm2.eval.report_figures import Curve
     from lm2.train.config import Recipe
 
     BySeed = Mapping[int, Sequence[Recipe]]
@@ -45,13 +44,11 @@ def write_report(folder: Path, by_seed: "BySeed", command: str) -> dict[str, Any
         "kind": "lm2-report",
         "version": 1,
         "command": command,
-        "commit": _commit(),
-        "machine": _machine(),
         "longest_in_training_tokens": longest,
         "metric": _METRIC,
         "accuracy": {
             model: [
-                {"task": task, "length": length, "seeds": [grid.cells[task, length].accuracy for grid in repetitions]}
+                _cell(task, length, [grid.cells[task, length] for grid in repetitions])
                 for task, length in repetitions[0].cells
             ]
             for model, repetitions in grids.items()
@@ -59,7 +56,7 @@ def write_report(folder: Path, by_seed: "BySeed", command: str) -> dict[str, Any
         "comparisons": [{"lengths": name, **asdict(comparison)} for name, comparison in comparisons],
         "runs": facts,
     }
-    pictures = _draw(folder, by_seed, grids, longest)
+    pictures = _draw(folder, by_seed, grids, facts, longest)
     blocks = _blocks(report, grids, comparisons, pictures)
     texts = {
         "report.json": json.dumps(report, indent=2) + "\n",
@@ -115,39 +112,30 @@ def _grids(folder: Path, by_seed: "BySeed") -> "Repeated":
 
 
 def _run_facts(run: Path, rival: "Recipe") -> dict[str, Any]:
-    import torch
-
-    from lm2.cli.build_model import build_model
+    from lm2.cli.provenance import read_record
     from lm2.cli.run_logs import read_run_log
-    from lm2.data.tokenizer import load_tokenizer
 
-    log = read_run_log(run)
-    last = [row for row in log if row["kind"] == "train"][-1]
+    log, record = read_run_log(run), read_record(run / "model")
+    assert record is not None, "a trained model has its record"
     validations = [row for row in log if row["kind"] == "validation"]
-    with torch.device("meta"):
-        parameters = build_model(rival.model, load_tokenizer(rival.data.tokenizer), 0).num_parameters()
+    kept = ("recipe", "seed", "commit", "machine", "parameters", "steps", "tokens", "seconds")
     return {
-        "recipe": rival.name,
-        "seed": rival.seed,
-        "parameters": parameters,
-        "steps": last["step"],
-        "tokens": last["tokens"],
-        "seconds": last["seconds"],
-        "peak_memory_bytes": last["memory_bytes"],
+        **{key: record[key] for key in kept},
+        # The most so far, which starts anew where a run goes on.
+        "peak_memory_bytes": max((row["memory_bytes"] for row in log if row["kind"] == "train"), default=None),
         "validation_accuracy": validations[-1]["accuracy"] if validations else None,
-        "stages": _stages(log, last["step"]),
+        "stages": _stages(log, [stage.name for stage in rival.curriculum], record["steps"]),
     }
 
 
-def _stages(log: list[dict[str, Any]], total_steps: int) -> list[dict[str, Any]]:
+def _stages(log: list[dict[str, Any]], names: list[str], total_steps: int) -> list[dict[str, Any]]:
     """Each stage with its steps and its last accuracy."""
-    order = list(dict.fromkeys(row["stage"] for row in log if row["kind"] in ("train", "validation")))
     ends = [*(row["step"] for row in log if row.get("event") == "stage"), total_steps]
     last = {row["stage"]: row["accuracy"] for row in log if row["kind"] == "validation"}
     gave_up = {row["stage"] for row in log if row.get("event") == "gave up"}
     return [
         {"name": name, "last_step": end, "accuracy": last.get(name), "gave_up": name in gave_up}
-        for name, end in zip(order, ends, strict=True)
+        for name, end in zip(names, ends, strict=True)
     ]
 
 
@@ -183,7 +171,9 @@ def _compare(folder: Path, by_seed: "BySeed", longest: int) -> "list[tuple[str, 
     return found
 
 
-def _draw(folder: Path, by_seed: "BySeed", grids: "Repeated", longest: int) -> dict[str, str]:
+def _draw(
+    folder: Path, by_seed: "BySeed", grids: "Repeated", facts: Mapping[str, Mapping[str, Any]], longest: int
+) -> dict[str, str]:
     """Draws all pictures; returns their names and what they show."""
     from lm2.cli.run_logs import read_run_log
     from lm2.eval.figures import draw_heat_table, draw_radar, plan_radar, save_figure
@@ -199,10 +189,14 @@ def _draw(folder: Path, by_seed: "BySeed", grids: "Repeated", longest: int) -> d
         )
         for task in tasks
     }
-    curves: dict[str, list[list[tuple[float, float]]]] = {}
+    curves: dict[str, list[Curve]] = {}
     for run, rival in _runs(folder, by_seed):
-        curves.setdefault(rival.name, []).append(_curve(read_run_log(run)))
-    drawn["training.png"] = draw_training(curves), f"Accuracy of {models} in validation over the tokens of training."
+        curve = _curve(read_run_log(run), facts[run.name]["steps"], facts[run.name]["tokens"])
+        curves.setdefault(rival.name, []).append(curve)
+    drawn["training.png"] = (
+        draw_training(curves),
+        f"Accuracy in validation and loss of {models} over the tokens of training.",
+    )
     drawn["heat.png"] = draw_heat_table(every), "Accuracy of every run by task and length; the tables have the numbers."
     if plan_radar(every).grids:
         drawn["radar.png"] = draw_radar(every), "Accuracy of every run by kind of reasoning."
@@ -211,15 +205,30 @@ def _draw(folder: Path, by_seed: "BySeed", grids: "Repeated", longest: int) -> d
     return {name: alt for name, (_, alt) in drawn.items()}
 
 
-def _curve(log: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """(tokens, accuracy) of each validation; tokens are those of the last line of training before it."""
-    tokens, points = 0, []
-    for row in log:
-        if row["kind"] == "train":
-            tokens = row["tokens"]
-        elif row["kind"] == "validation":
-            points.append((float(tokens), float(row["accuracy"])))
-    return points
+def _curve(log: list[dict[str, Any]], steps: int, tokens: int) -> "Curve":
+    """What is drawn of a run; tokens between the steps that were logged are interpolated."""
+    import numpy as np
+
+    from lm2.eval.report_figures import Curve
+
+    train = [row for row in log if row["kind"] == "train"]
+    validations = [row for row in log if row["kind"] == "validation"]
+    before = [row for row in train if row["step"] < steps]
+    read = np.interp(
+        [row["step"] for row in validations],
+        [0, *(row["step"] for row in before), steps],
+        [0, *(row["tokens"] for row in before), tokens],
+    ).tolist()
+    following = [row["stage"] for row in validations[1:]]
+    return Curve(
+        accuracy=[(count, row["accuracy"]) for count, row in zip(read, validations, strict=True)],
+        loss=[(float(row["tokens"]), row["loss"]) for row in train],
+        stage_ends=[
+            place
+            for place, (row, after) in enumerate(zip(validations, [*following, None], strict=True))
+            if row["stage"] != after
+        ],
+    )
 
 
 def _blocks(
@@ -243,9 +252,12 @@ def _blocks(
             f"times for each of {num_seeds} seeds (exact match)."
         ),
         Command(report["command"]),
-        Text(f"Commit {report['commit']}; {report['machine']}."),
+        *(Text(text) for text in _origins(runs)),
         Heading("Accuracy"),
-        Text("Percent, mean over seeds; in brackets the lowest and the highest seed."),
+        Text(
+            "Percent, mean over seeds; in brackets the lowest and the highest seed. A constant answer is the best one "
+            "to each cell; a random one is drawn from the labels of the task. The intervals of every run are below."
+        ),
         Table(columns, rows),
         *(Picture(name, alt) for name, alt in pictures.items() if name.startswith("accuracy")),
         Heading("Which is better"),
@@ -269,7 +281,10 @@ def _blocks(
             ],
         ),
         Heading("Training"),
-        Text("Times and speeds are ratios to the first model with the same seed: seconds of one machine tell little."),
+        Text(
+            "Times are ratios to the first model with the same seed; all read the same tokens, so speeds are the "
+            "inverse. Runs may have shared the machine with one another, so they are a hint only."
+        ),
         Table(
             ["run", "parameters", "steps", "tokens", "time", "peak memory, MiB", "validation"],
             [_training_row(name, runs) for name in runs],
@@ -281,6 +296,8 @@ def _blocks(
         ),
         _stage_table(runs),
         Heading("Every run"),
+        Text("Percent with Wilson's 95% interval; * not above the best constant answer, which lies in the interval."),
+        _run_table(grids),
         *(Picture(name, alt) for name, alt in pictures.items() if name in ("heat.png", "radar.png")),
     ]
 
@@ -294,7 +311,54 @@ def _accuracy_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str
     for model, cells in accuracy.items():
         seeds = {(cell["task"], cell["length"]): cell["seeds"] for cell in cells}
         rows += [[model, task, *(_spread(seeds[task, length]) for length in lengths)] for task in tasks]
+    # All answer the same questions.
+    chance = {(cell["task"], cell["length"]): cell for cell in first}
+    for name, key in (("constant answer", "majority"), ("random answer", "random")):
+        rows += [[name, task, *(_percent(chance[task, length][key]) for length in lengths)] for task in tasks]
     return ["model", "task", *lengths], rows
+
+
+def _cell(task: str, length: str, cells: "Sequence[GridCell]") -> dict[str, Any]:
+    """One task and length of all seeds, as report.json has it."""
+    return {
+        "task": task,
+        "length": length,
+        "n": cells[0].n,
+        "seeds": [cell.accuracy for cell in cells],
+        "intervals": [[cell.low, cell.high] for cell in cells],
+        "majority": cells[0].majority,
+        "random": cells[0].random,
+    }
+
+
+def _run_table(grids: "Repeated") -> "Block":
+    from lm2.eval.report import Table
+
+    every = [grid for repetitions in grids.values() for grid in repetitions]
+    lengths = every[0].lengths
+    rows = [
+        [grid.label, task, *(_with_interval(grid.cells[task, length]) for length in lengths)]
+        for grid in every
+        for task in grid.tasks
+    ]
+    return Table(["run", "task", *lengths], rows)
+
+
+def _with_interval(cell: "GridCell") -> str:
+    assert cell.low is not None, "our cells have intervals"
+    assert cell.high is not None, "our cells have intervals"
+    return f"{_percent(cell.accuracy)}{'*' if cell.is_at_chance else ''} ({_percent(cell.low)}-{_percent(cell.high)})"
+
+
+def _origins(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where runs were trained, those together that have it in common."""
+    same: dict[tuple[str, str], list[str]] = {}
+    for name, run in runs.items():
+        same.setdefault((run["commit"], run["machine"]), []).append(name)
+    return [
+        f"Commit {commit}; {machine}{'' if len(same) == 1 else ': ' + ', '.join(names)}."
+        for (commit, machine), names in same.items()
+    ]
 
 
 def _spread(shares: Sequence[float]) -> str:
@@ -309,14 +373,14 @@ def _percent(share: float) -> str:
 def _training_row(name: str, runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     run = runs[name]
     leader = next(other for other in runs.values() if other["seed"] == run["seed"])
-    validated = run["validation_accuracy"]
+    validated, memory = run["validation_accuracy"], run["peak_memory_bytes"]
     return [
         name,
         f"{run['parameters']:,}",
         f"{run['steps']:,}",
         f"{run['tokens']:,}",
         f"{run['seconds'] / leader['seconds']:.2f}",
-        f"{run['peak_memory_bytes'] / _MIB:,.0f}",
+        "-" if memory is None else f"{memory / _MIB:,.0f}",
         "-" if validated is None else _percent(validated),
     ]
 
@@ -333,25 +397,3 @@ def _stage_table(runs: Mapping[str, Mapping[str, Any]]) -> "Block":
             cells.append(f"{stage['last_step']}: {reached}{'*' if stage['gave_up'] else ''}")
         rows.append([run, *cells])
     return Table(["run", *names], rows)
-
-
-def _commit() -> str:
-    """The commit of this package's source tree; "+changes" where files differ from it."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "not recorded"
-
-
-def _machine() -> str:
-    import torch
-
-    from lm2.cli.jobs import available_cores
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{available_cores()} CPU cores"
-    return f"{platform.system()} {platform.machine()}, {device}, torch {torch.__version__}"

@@ -1,8 +1,8 @@
 """`lm2 score`: scores BABILong predictions, with intervals and baselines, and compares models on the same samples."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,6 +39,21 @@ def score(
     ] = None,
 ) -> None:
     """Score BABILong predictions: accuracy with 95% intervals, n and chance per cell, averages, paired comparisons."""
+    score_files(files, dataset, tasks, lengths, metric, baseline, model, json_path)
+
+
+def score_files(
+    files: list[Path],
+    dataset: str | None = None,
+    tasks: str | None = None,
+    lengths: str | None = None,
+    metric: str = "exact",
+    baseline: str | None = None,
+    model: str | None = None,
+    json_path: Path | None = None,
+    models: Mapping[str, Any] | None = None,
+) -> None:
+    """What `score` does with its options; `models` tells the file of scores about models (lm2.eval.scores_json)."""
     from lm2.data.lengths import parse_lengths
     from lm2.eval.babilong import Scores, score_cells
     from lm2.eval.metrics import METRICS, check_metric, check_task
@@ -65,6 +80,7 @@ def score(
         settings={
             "files": [str(path) for path in paths],
             "dataset": dataset,
+            "models": dict(models or {}),
             "interval": "Wilson 95% per cell, paired bootstrap 95% for comparisons",
         },
     )

@@ -26,6 +26,7 @@ def train(
     Ctrl-C and SIGTERM with a checkpoint, from which --resume goes on.
     """
     from lm2.cli.build_model import build_model, save_model
+    from lm2.cli.provenance import write_record
     from lm2.data.tokenizer import load_tokenizer
     from lm2.train.batches import BatchSource
     from lm2.train.config import load_recipe
@@ -48,8 +49,9 @@ def train(
         processes.together(lambda: check_folder(folder, recipe, resume))
         tokenizer = processes.together(lambda: load_tokenizer(recipe.data.tokenizer))
         model = processes.together(lambda: build_model(recipe.model, tokenizer, recipe.seed))
+        num_parameters = model.num_parameters()
         batches = processes.together(lambda: BatchSource(recipe, processes.rank, processes.world_size))
-        say(f"{recipe.name}, {model.num_parameters():,} parameters, {recipe.schedule.total_steps} steps, to {folder}")
+        say(f"{recipe.name}, {num_parameters:,} parameters, {recipe.schedule.total_steps} steps, to {folder}")
         try:
             result = train_model(model, recipe, batches, folder, processes, resume)
         except NotFiniteError as error:
@@ -61,8 +63,12 @@ def train(
             say(f"stopped by {name}; the checkpoint of step {step} is written, --resume goes on from it")
             raise typer.Exit(128 + result.signal)
         weights = whole_weights(model)
-        processes.together(
-            lambda: save_model(folder / "model", model, weights, tokenizer) if processes.is_first else None
-        )
+
+        def save() -> None:
+            if processes.is_first:
+                save_model(folder / "model", model, weights, tokenizer)
+                write_record(folder / "model", recipe, num_parameters, result.state)
+
+        processes.together(save)
         accuracy = "" if result.state.accuracy is None else f" with accuracy {result.state.accuracy:.1%}"
         say(f"finished step {step}{accuracy}; the model is in {folder / 'model'}")

@@ -10,6 +10,8 @@ from lm2.eval.reference import Reference, ReferenceModel, chance_by_task
 
 Key = tuple[str, str]
 
+_UNKNOWN = "not recorded"
+
 
 @dataclass(frozen=True)
 class GridCell:
@@ -61,9 +63,9 @@ class Grid:
     source: str
     cells: dict[Key, GridCell]
     published_means: dict[Key, float] = field(default_factory=dict)
-    parameters: str = "not recorded"
+    parameters: str = _UNKNOWN
     metric: str = ""
-    training: str = "not recorded"
+    training: str = _UNKNOWN
     prompt: str = ""
     n_basis: str = "counted"
     citation: str = ""
@@ -90,6 +92,8 @@ def grids_of_scores(scores: Iterable[Scores], metric: str) -> list[Grid]:
         ValueError: unknown metric, or a cell is in two of the scores.
     """
     check_metric(metric)
+    scores = list(scores)
+    known = {model: about for each in scores for model, about in each.settings.get("models", {}).items()}
     runs: dict[tuple[str, str], dict[Key, Cell]] = {}
     for cell in (cell for each in scores for cell in each.cells):
         cells = runs.setdefault((cell.model, cell.prompt), {})
@@ -107,9 +111,15 @@ def grids_of_scores(scores: Iterable[Scores], metric: str) -> list[Grid]:
             metric=metric,
             prompt=prompt,
             citation="this run",
+            parameters=_size(known.get(model, {}).get("parameters")),
+            training=known.get(model, {}).get("training") or _UNKNOWN,
         )
         for (model, prompt), cells in runs.items()
     ]
+
+
+def _size(parameters: int | None) -> str:
+    return _UNKNOWN if parameters is None else f"{parameters:,}"
 
 
 def _measured(cell: Cell, metric: str) -> GridCell:

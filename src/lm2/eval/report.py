@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 # What Markdown would take for markup in a name.
-_MARKUP = re.compile(r"([\\`*_\[\]<>|#])")
+_MARKUP = re.compile(r"([\\`*_\[\]<>|#&~])")
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -91,7 +91,8 @@ def to_html(blocks: Sequence[Block], pictures: Path) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title.text)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{escape(title.text)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -127,7 +128,8 @@ def _html(block: Block, pictures: Path) -> str:
             head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in columns)
             lines = "\n".join(_html_row(row) for row in rows)
             return (
-                f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n</table></div>'
+                f'<div class="wide" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n'
+                f"<tbody>\n{lines}\n</tbody>\n</table></div>"
             )
         case Picture(name, alt):
             data = base64.b64encode((pictures / name).read_bytes()).decode("ascii")

@@ -1,4 +1,8 @@
-"""Scores as JSON files: what `lm2 score` writes and `lm2 tables` reads."""
+"""Scores as JSON files: what `lm2 score` writes and `lm2 tables` reads.
+
+`settings.models` tells of each model, as far as it is known, how many `parameters` it has (a number) and its `training`
+(a text); both may be null.
+"""
 
 import json
 from collections.abc import Callable
@@ -53,7 +57,17 @@ def read_scores(path: Path) -> Scores:
     if len(set(keys)) < len(keys):
         raise ValueError(f"{path} has a cell twice")
     comparisons = _read_all(path, "comparisons", document["comparisons"], _comparison)
+    _check_models(path, document["settings"].get("models", {}))
     return Scores(cells, comparisons, document["settings"])
+
+
+def _check_models(path: Path, models: Any) -> None:
+    if not isinstance(models, dict) or not all(isinstance(about, dict) for about in models.values()):
+        raise ValueError(f"{path}: settings.models must be an object of objects")
+    for name, about in models.items():
+        parameters, training = about.get("parameters"), about.get("training")
+        if not (parameters is None or type(parameters) is int) or not (training is None or isinstance(training, str)):
+            raise ValueError(f"{path}: settings.models of {name!r} must have a whole number and a text, or null")
 
 
 def _read_all(path: Path, name: str, items: list[Any], make: Callable[[dict[str, Any]], Any]) -> tuple[Any, ...]:
