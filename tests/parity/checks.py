@@ -4,12 +4,17 @@ import torch
 from torch import Tensor
 
 
-def assert_near(got: Tensor, want: Tensor, tolerance: float, what: str) -> None:
-    """The largest difference is within `tolerance` of the largest number; where all are zero, so is the result."""
+def assert_near(got: Tensor, want: Tensor, tolerance: float, what: str, among: Tensor | None = None) -> None:
+    """
+    The largest difference is within `tolerance` of the largest number; where all are zero, so is the result.
+
+    Args:
+        among: Whose largest number counts, where those of `want` are sums whose terms may cancel.
+    """
     assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)}, not {tuple(want.shape)}"
     assert bool(torch.isfinite(got).all()), f"{what}: not finite"
     difference = (got.double() - want.double()).abs().max()
-    largest = want.abs().max()
+    largest = (want if among is None else among).abs().max()
     assert difference <= tolerance * largest, f"{what}: off by {difference:.3g} where the largest is {largest:.3g}"
 
 

@@ -123,8 +123,8 @@ def address_write(write: Part, config, bank: list[Tensor], tokens: list[Tensor])
         for m in range(num_heads):
             logit_N = write["address"][m] @ query_MA[m] / math.sqrt(config.head_dim)
             address_N = torch.exp(logit_N) / torch.exp(logit_N).sum()
-            share = config.memory_write_floor / len(bank)
-            gate_1N = torch.clamp((gate_M[m] * address_N - share) / (1 - share), min=0.0).unsqueeze(0)
+            floor = config.memory_write_floor
+            gate_1N = torch.clamp((gate_M[m] * address_N - floor) / (1 - floor), min=0.0).unsqueeze(0)
             of_head = [slot[m * width : (m + 1) * width] for slot in bank]
             parts.append(erase_and_add(of_head, gate_1N, content_ME[m].unsqueeze(0)))
         bank = [torch.cat([parts[m][n] for m in range(num_heads)]) for n in range(len(bank))]

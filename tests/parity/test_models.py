@@ -64,7 +64,11 @@ def assert_same_gradients(model: LM2ForCausalLM, weights: dict, untouched: tuple
         assert weights[name].grad is not None, name
         assert bool(weights[name].grad.abs().max() > 0), f"the reference has no gradient at {name}"
         assert weight.grad is not None, name
-        assert_near(weight.grad, weights[name].grad, TOLERANCE, f"gradient of {name}")
+        # A bias's or a factor's gradient is a sum over all tokens. What rounding does to it is as large as its terms,
+        # and those are of the size of the gradients beside it.
+        module = name.rpartition(".")[0] + "."
+        beside = [other.grad.abs().max() for key, other in weights.items() if key.startswith(module)]
+        assert_near(weight.grad, weights[name].grad, TOLERANCE, f"gradient of {name}", among=torch.stack(beside))
 
 
 def assert_model_is(reference, model: LM2ForCausalLM, num_tokens: int, untouched: tuple[str, ...] = ()) -> None:

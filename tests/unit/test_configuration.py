@@ -54,7 +54,6 @@ OWN_FIELDS = tuple(LM2Config.__annotations__)
         ({"memory_write_source": "output"}, ["memory_write_source='output'", "'input', 'attention'"]),
         ({"memory_write_floor": 1.0}, ["memory_write_floor=1.0", "at least 0 and below 1"]),
         ({"memory_write_floor": -0.1}, ["memory_write_floor=-0.1", "at least 0 and below 1"]),
-        ({"memory_input_gate_bias": -3.0}, ["memory_input_gate_bias=-3.0", "0.0474", "memory_write_floor=0.25"]),
         (
             {"memory_write": "attend", "memory_write_floor": 0.25},
             ["memory_write_floor=0.25", "no effect", "memory_write='attend'", "leave it out"],
@@ -126,7 +125,7 @@ def test_defaults_of_design_segment():
         "memory_read": "joint",
         "memory_write": "address",
         "memory_write_source": "input",
-        "memory_write_floor": 0.25,
+        "memory_write_floor": 0.03,
         "memory_top_k": None,
         "memory_null_slot": False,
         "memory_init": "learned",

@@ -3,7 +3,6 @@
 import difflib
 import hashlib
 import json
-import math
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
@@ -83,10 +82,11 @@ class LM2Config(LlamaConfig):
             `"attention"`: write from the normed hidden state after attention and read, one segment after the other.
             Not for `"paper"`, which writes from the input.
         memory_write_floor (`float`, *optional*):
-            What a token would write into a slot counts only as far as it exceeds this share of
-            `1 / num_memory_slots`, a slot's part when all are addressed alike. So a slot that a segment hardly
-            addresses keeps its content to the bit, over any number of segments; without it (`0.0`) soft gates take a
-            little away every time (docs/log.md). Default 0.25; at least 0 and below 1. Only for write `"address"`.
+            In evaluation mode, what a token would write into a slot counts only as far as it would replace more than
+            this share of it. So a slot that a segment hardly addresses keeps its content to the bit, over any number of
+            segments; soft gates alone take a little away every time, which training on a few segments does not show
+            (docs/log.md). In training mode gates are soft, as a write below the floor would have no gradient. Default
+            0.03; at least 0 and below 1. Only for write `"address"`.
         memory_top_k (`int`, *optional*):
             Keep only the k best slots of each read, and those that tie with the last of them (section 2 of the paper
             names it as an option). Default: all.
@@ -96,8 +96,7 @@ class LM2Config(LlamaConfig):
             What an empty bank holds. `"learned"` (default): a parameter per block. `"identity"`: slot n is row n of the
             identity matrix, starting over after `hidden_size` slots ("paper": the default, and the only choice).
         memory_input_gate_bias (`float`, defaults to 0.0):
-            Start value of the input gate's bias in design `"segment"`: below zero, a fresh model writes less. The gate
-            must open wider than `memory_write_floor`, or nothing would ever be written.
+            Start value of the input gate's bias in design `"segment"`: below zero, a fresh model writes less.
         bptt_segments (`int`, *optional*):
             Truncated backpropagation: the gradient of the bank is cut every this many segments of a document. Default:
             never. At least 2, since a written bank is first read one segment later.
@@ -220,7 +219,7 @@ class LM2Config(LlamaConfig):
             if getattr(self, name) is None:
                 setattr(self, name, value)
         if self.memory_write == "address" and self.memory_write_floor is None:
-            self.memory_write_floor = 0.25
+            self.memory_write_floor = 0.03
         if self.segment_length is None:
             self.segment_length = 512 if self.memory_design == "segment" else min(512, self.num_memory_slots)
 
@@ -292,13 +291,6 @@ class LM2Config(LlamaConfig):
             return
         if not 0 <= floor < 1:
             raise ValueError(f"memory_write_floor={floor} must be at least 0 and below 1")
-        opening = 1 / (1 + math.exp(-self.memory_input_gate_bias))
-        if opening <= floor:
-            raise ValueError(
-                f"memory_input_gate_bias={self.memory_input_gate_bias} opens a fresh input gate to {opening:.3g}, not "
-                f"above memory_write_floor={floor}, so that nothing would ever be written; raise the bias or lower the "
-                "floor"
-            )
 
     def _check_paper(self) -> None:
         if self.num_memory_slots != self.hidden_size:

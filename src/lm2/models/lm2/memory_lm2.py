@@ -70,13 +70,9 @@ def erase_and_add(gate_SN: Tensor, content_SE: Tensor) -> tuple[Tensor, Tensor]:
         return keep_N, weight.transpose(-1, -2) @ content_SE.float()
 
 
-def above_floor(gate_SN: Tensor, floor: float) -> Tensor:
-    """
-    Gates [..., S, N] without what is below `floor` / N: exactly 0 there, and 1 at 1 (ours, see
-    `memory_write_floor` of `LM2Config`).
-    """
-    share = floor / gate_SN.shape[-1]
-    return (gate_SN - share).relu() / (1 - share)
+def above_floor(gate: Tensor, floor: float) -> Tensor:
+    """Gates without what is below the floor: exactly 0 there, and 1 at 1 (ours, see `memory_write_floor`)."""
+    return (gate - floor).relu() / (1 - floor)
 
 
 def recompute(function: Callable, *tensors: Tensor):
@@ -92,8 +88,8 @@ class AddressWrite(nn.Module):
 
     Per head m: address softmax_n(q_t . address_n), input gate g_in(t) = sigmoid(w_in x_t) (Eq. 4), content
     c_t = tanh(W_c x_t) (the tanh of Eq. 6), forget gate 1 - g_in * address (the complement stands for Eq. 5: a slot is
-    forgotten exactly as far as it is overwritten). Of g_in * address only what `above_floor` leaves is done, so that a
-    slot that no token means stays as it is.
+    forgotten exactly as far as it is overwritten). In evaluation mode only what `above_floor` leaves of g_in * address
+    is done, so that a slot that no token means stays as it is.
     """
 
     def __init__(self, config: LM2Config):
@@ -119,7 +115,8 @@ class AddressWrite(nn.Module):
         return keep_BGMN.transpose(2, 3).unsqueeze(-1), new_BGMNE.transpose(2, 3)
 
     def _write_to_slots(self, logits_SN: Tensor, gate_S: Tensor, content_SE: Tensor) -> tuple[Tensor, Tensor]:
-        return erase_and_add(above_floor(logits_SN.softmax(-1) * gate_S.unsqueeze(-1), self.floor), content_SE)
+        gate_SN = logits_SN.softmax(-1) * gate_S.unsqueeze(-1)
+        return erase_and_add(gate_SN if self.training else above_floor(gate_SN, self.floor), content_SE)
 
 
 class AttendWrite(nn.Module):
