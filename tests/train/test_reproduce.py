@@ -64,10 +64,13 @@ def run(folder: Path, recipes: list[Recipe], *options: str) -> subprocess.Comple
     return subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300, check=False)
 
 
-def without_times(report: dict[str, Any]) -> dict[str, Any]:
-    for facts in report["runs"].values():
+def results_of_seed_3(folder: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """What a report says of the first seed, without times."""
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    runs = {name: facts for name, facts in report["runs"].items() if name.endswith("seed3")}
+    for facts in runs.values():
         del facts["seconds"], facts["peak_memory_bytes"]
-    return {key: value for key, value in report.items() if key != "command"}
+    return runs, {model: [cell["seeds"][0] for cell in cells] for model, cells in report["accuracy"].items()}
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +149,7 @@ def test_another_job_in_the_folder_is_refused(job: tuple[Path, Any]) -> None:
 
 def test_interrupted_twice_it_ends_as_it_would_have(job: tuple[Path, Any], tmp_path: Path) -> None:
     """A closed terminal while the first model is trained, and SIGTERM when an evaluation has begun."""
-    words = command(tmp_path, rivals(), "--seed", "3", "--seed", "5")
+    words = command(tmp_path, rivals(), "--seed", "3")
     for number, has_come in (
         (signal.SIGHUP, lambda: (tmp_path / "job" / "toy-seed3" / "checkpoints" / "step_00000002").exists()),
         (signal.SIGTERM, lambda: any(tmp_path.glob("job/*/eval/predictions/*.jsonl"))),
@@ -158,10 +161,9 @@ def test_interrupted_twice_it_ends_as_it_would_have(job: tuple[Path, Any], tmp_p
             time.sleep(0.02)
         process.send_signal(number)
         assert process.wait(timeout=120) == 128 + number
-    done = run(tmp_path, rivals(), "--seed", "3", "--seed", "5")
+    done = run(tmp_path, rivals(), "--seed", "3")
     assert done.returncode == 0, done.stderr
-    ours, whole = (json.loads((folder / "report.json").read_text("utf-8")) for folder in (tmp_path / "job", job[0]))
-    assert without_times(ours) == without_times(whole)
+    assert results_of_seed_3(tmp_path / "job") == results_of_seed_3(job[0])
 
 
 def test_a_folder_in_use_is_refused(job: tuple[Path, Any]) -> None:
@@ -170,6 +172,14 @@ def test_a_folder_in_use_is_refused(job: tuple[Path, Any]) -> None:
         refused = run(folder.parent, rivals(), "--seed", "3", "--seed", "5")
     assert refused.returncode == 2
     assert "is in use" in refused.stderr
+
+
+def is_free(folder: Path) -> bool:
+    try:
+        with hold_folder(folder):
+            return True
+    except ValueError:
+        return False
 
 
 def test_what_a_killed_command_leaves_running_holds_the_folder(tmp_path: Path) -> None:
@@ -185,10 +195,10 @@ def test_what_a_killed_command_leaves_running_holds_the_folder(tmp_path: Path) -
     refused = run(tmp_path, rivals(), "--seed", "3")
     assert refused.returncode == 2
     assert "is in use" in refused.stderr
-    # What is left ends by itself, and then the job can go on.
-    while (done := run(tmp_path, rivals(), "--seed", "3")).returncode == 2 and time.monotonic() < until:
-        time.sleep(0.5)
-    assert done.returncode == 0, done.stderr
+    # What is left ends by itself, and then the folder is free.
+    while not is_free(tmp_path / "job") and time.monotonic() < until:
+        time.sleep(0.1)
+    assert (tmp_path / "job" / "toy-seed3" / "model" / "training.json").exists()
 
 
 def test_tables_know_how_models_were_trained(job: tuple[Path, Any]) -> None:
