@@ -11,15 +11,36 @@ from typing import TYPE_CHECKING, Any
 from lm2 import _register
 
 if TYPE_CHECKING:
+    from lm2.models.armt import ARMTCache, ARMTConfig, ARMTForCausalLM, ARMTModel
     from lm2.models.lm2 import LM2_LORA_TARGETS, LM2Cache, LM2Config, LM2ForCausalLM, LM2Model
+    from lm2.models.rmt import RMTCache, RMTConfig, RMTForCausalLM, RMTModel
 
 __version__ = "0.1.0"
 
-__all__ = ["LM2_LORA_TARGETS", "LM2Cache", "LM2Config", "LM2ForCausalLM", "LM2Model", "__version__"]
+__all__ = [
+    "LM2_LORA_TARGETS",
+    "ARMTCache",
+    "ARMTConfig",
+    "ARMTForCausalLM",
+    "ARMTModel",
+    "LM2Cache",
+    "LM2Config",
+    "LM2ForCausalLM",
+    "LM2Model",
+    "RMTCache",
+    "RMTConfig",
+    "RMTForCausalLM",
+    "RMTModel",
+    "__version__",
+]
 
 # Where the public names are defined. Packages, not their modules: two threads that import a package and a module of it
 # at the same time may deadlock in Python's import locks.
-_HOME = dict.fromkeys(("LM2_LORA_TARGETS", "LM2Cache", "LM2Config", "LM2ForCausalLM", "LM2Model"), "lm2.models.lm2")
+_HOME = {
+    **dict.fromkeys(("LM2_LORA_TARGETS", "LM2Cache", "LM2Config", "LM2ForCausalLM", "LM2Model"), "lm2.models.lm2"),
+    **dict.fromkeys(("ARMTCache", "ARMTConfig", "ARMTForCausalLM", "ARMTModel"), "lm2.models.armt"),
+    **dict.fromkeys(("RMTCache", "RMTConfig", "RMTForCausalLM", "RMTModel"), "lm2.models.rmt"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -34,6 +34,8 @@ class _Classes(NamedTuple):
 # Model type -> the classes that the package `lm2.models.<type>` exports.
 _MODELS = {
     "lm2": _Classes("LM2Config", "LM2Model", "LM2ForCausalLM"),
+    "armt": _Classes("ARMTConfig", "ARMTModel", "ARMTForCausalLM"),
+    "rmt": _Classes("RMTConfig", "RMTModel", "RMTForCausalLM"),
 }
 _PACKAGES = {f"lm2.models.{model_type}": model_type for model_type in _MODELS}
 _STAND_INS = {f"transformers.models.{model_type}": model_type for model_type in _MODELS}

@@ -71,6 +71,11 @@ def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
     return taken
 
 
+def attention_window(model: PreTrainedModel) -> int | None:
+    """Segments that self-attention spans: one, where a configuration leaves no choice."""
+    return getattr(model.config, "attention_window", 1)
+
+
 def assert_memory_matters(subject: Subject, model: PreTrainedModel, ids: Tensor) -> None:
     """What earlier segments wrote changes the logits of later ones, and only those; else a test would prove nothing."""
     full, ablated = logits_of(model, ids, use_cache=False), subject.ablated_logits(model, ids)

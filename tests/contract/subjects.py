@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from lm2 import LM2Cache, LM2Config, LM2ForCausalLM
+from lm2 import (
+    ARMTCache,
+    ARMTConfig,
+    ARMTForCausalLM,
+    LM2Cache,
+    LM2Config,
+    LM2ForCausalLM,
+    RMTCache,
+    RMTConfig,
+    RMTForCausalLM,
+)
 
 VOCAB = 40
 SEGMENT = 8
@@ -48,6 +58,8 @@ class Subject:
         banks: the banks in a state, each [B, ...].
         is_bounded: whether the state has a size that does not depend on the number of tokens.
         is_float32: whether numbers can be compared beyond bit equality.
+        written: ends of names of memory parameters whose gradient comes through many segments.
+        changes_llama_because: why a retrofitted Llama cannot keep its logits; None where it does.
     """
 
     name: str
@@ -57,6 +69,8 @@ class Subject:
     banks: Callable[[Cache], list[Tensor]] | None = None
     is_bounded: bool = True
     is_float32: bool = True
+    written: tuple[str, ...] = ("query.weight", "input_gate.weight")
+    changes_llama_because: str | None = None
 
     @property
     def has_memory(self) -> bool:
@@ -75,13 +89,13 @@ def subjects(*needs: str, only: tuple[str, ...] = ()):
     return pytest.mark.parametrize("subject", chosen, ids=lambda subject: subject.name)
 
 
-def enlarge(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+def enlarge(model: PreTrainedModel, seed: int = 0, size: float = 0.3) -> PreTrainedModel:
     """Adds noise to all weights: at the usual initial scale a memory would be too faint for a test to notice it."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            size = 0.3 if parameter.dim() > 1 else 0.1
-            parameter += size * torch.randn(parameter.shape, generator=generator)
+            of_parameter = size if parameter.dim() > 1 else 0.1
+            parameter += of_parameter * torch.randn(parameter.shape, generator=generator)
     return model
 
 
@@ -117,7 +131,38 @@ def _lm2_ablated_logits(model: LM2ForCausalLM, ids: Tensor) -> Tensor:
     return silent(ids, use_cache=False).logits
 
 
-def _lm2_banks(cache: LM2Cache) -> list[Tensor]:
+def _make_rival(model_class: type, config_class: type, memory_fields: dict, dtype=torch.float32, **fields):
+    memory_fields = {"segment_length": SEGMENT, "num_memory_tokens": 3} | memory_fields
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = model_class(config_class(**(TINY | memory_fields | fields)))
+    # Their memory passes through whole blocks from segment to segment, so that any change grows: with weights as large
+    # as LM2's, rounding errors would, too.
+    enlarge(model, size=0.15)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model.eval()
+
+
+@torch.no_grad()
+def _rmt_ablated_logits(model: RMTForCausalLM, ids: Tensor) -> Tensor:
+    # What a segment has written is put back to the learned start.
+    cache, pieces = RMTCache(model.config), []
+    for piece in ids.split(SEGMENT, dim=1):
+        pieces.append(model(piece, past_key_values=cache).logits)
+        cache.bank = model.model.memory(len(ids))
+    return torch.cat(pieces, dim=1)
+
+
+@torch.no_grad()
+def _armt_ablated_logits(model: ARMTForCausalLM, ids: Tensor) -> Tensor:
+    silent = copy.deepcopy(model)
+    for block in silent.model.layers:
+        block.memory.value.weight.zero_()
+    return silent(ids, use_cache=False).logits
+
+
+def _banks(cache: LM2Cache | RMTCache | ARMTCache) -> list[Tensor]:
     banks = [cache.bank, *(state.bank for state in cache.states)]
     return [bank for bank in banks if bank is not None]
 
@@ -128,7 +173,7 @@ def _lm2(name: str, is_float32: bool = True, **fields) -> Subject:
         make=partial(_make_lm2, fields, dtype=torch.float32 if is_float32 else torch.bfloat16),
         new_cache=lambda model: LM2Cache(model.config),
         ablated_logits=_lm2_ablated_logits,
-        banks=_lm2_banks,
+        banks=_banks,
         is_bounded=fields.get("attention_window", 1) is not None,
         is_float32=is_float32,
     )
@@ -155,6 +200,24 @@ SUBJECTS = [
     _lm2("paper", memory_design="paper"),
     _lm2("paper-window-2", memory_design="paper", attention_window=2, memory_top_k=3, memory_layers=1),
     _lm2("bf16", is_float32=False),
+    Subject(
+        name="rmt",
+        make=partial(_make_rival, RMTForCausalLM, RMTConfig, {}),
+        new_cache=lambda model: RMTCache(model.config),
+        ablated_logits=_rmt_ablated_logits,
+        banks=_banks,
+        written=("memory.tokens",),
+        changes_llama_because="every token sees the memory tokens that are read before its segment",
+    ),
+    Subject(
+        name="armt",
+        # Narrower keys may overlap with nothing written, and then what is read is rounding divided by almost nothing.
+        make=partial(_make_rival, ARMTForCausalLM, ARMTConfig, {"memory_key_size": 24}),
+        new_cache=lambda model: ARMTCache(model.config),
+        ablated_logits=_armt_ablated_logits,
+        banks=_banks,
+        written=("memory.key.weight", "memory.value.weight", "memory.tokens"),
+    ),
     Subject(
         name="llama",
         make=partial(_make_lm2, {"memory_layers": 0}),

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from contract.helpers import logits_of, random_ids
+from contract.helpers import attention_window, logits_of, random_ids
 from contract.subjects import SEGMENT, SUBJECT, subjects
 
 
@@ -17,8 +17,7 @@ def test_the_state_has_the_same_size_after_any_number_of_tokens(subject):
         logits_of(model, random_ids(2, SEGMENT, seed), past_key_values=cache)
         sizes.append(cache.num_bytes)
     # The first segments fill the window of attention.
-    window = model.config.attention_window
-    assert len(set(sizes[window:])) == 1
+    assert len(set(sizes[attention_window(model) :])) == 1
     logits_of(model, random_ids(2, 40 * SEGMENT), past_key_values=cache)
     assert cache.num_bytes == sizes[-1]
 
@@ -34,7 +33,6 @@ import re
 import sys
 import torch
 from contract.subjects import SUBJECT
-from lm2 import LM2Cache
 
 torch.set_num_threads(1)
 CALL, SEGMENT = 2048, 64
@@ -44,7 +42,7 @@ def peak_kib():
 
 for name in sys.argv[1:]:
     model = SUBJECT[name].make(hidden_size=64, segment_length=SEGMENT)
-    cache, peaks = LM2Cache(model.config), {}
+    cache, peaks = SUBJECT[name].new_cache(model), {}
     with torch.no_grad():
         for num_tokens in range(CALL, 65536 + 1, CALL):
             model(torch.zeros(1, CALL, dtype=torch.long), past_key_values=cache, logits_to_keep=1)
@@ -55,8 +53,9 @@ for name in sys.argv[1:]:
 
 
 def test_the_peak_of_streaming_does_not_grow():
+    names = ["default", "rmt", "armt"]
     done = subprocess.run(
-        [sys.executable, "-c", STREAM, "default"],
+        [sys.executable, "-c", STREAM, *names],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
@@ -67,4 +66,4 @@ def test_the_peak_of_streaming_does_not_grow():
         name, after_8k, after_64k = line.split()
         # Keys and values of 56K tokens alone would be 57344 KiB; the allocator's own unrest is a few thousand.
         assert int(after_64k) - int(after_8k) < 57344 // 4, (name, after_8k, after_64k)
-    assert len(done.stdout.splitlines()) == 1
+    assert len(done.stdout.splitlines()) == len(names)

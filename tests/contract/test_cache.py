@@ -6,7 +6,15 @@ import sys
 
 import pytest
 import torch
-from contract.helpers import assert_close, assert_memory_matters, gradients, logits_of, random_ids, stream
+from contract.helpers import (
+    assert_close,
+    assert_memory_matters,
+    attention_window,
+    gradients,
+    logits_of,
+    random_ids,
+    stream,
+)
 from contract.subjects import LONGEST, SEGMENT, SUBJECT, subjects
 
 from lm2 import LM2Cache
@@ -110,7 +118,7 @@ def test_offloading_is_refused():
 def test_bytes_of_the_state(subject):
     model = subject.make()
     dtype_bytes = 4 if subject.is_float32 else 2
-    num_rows, window = 3, model.config.attention_window
+    num_rows, window = 3, attention_window(model)
     cache = subject.new_cache(model)
     logits_of(model, random_ids(num_rows, (window + 3) * SEGMENT - 1), past_key_values=cache)
     # Besides, two counters of eight bytes each say how far a row has come.
@@ -196,6 +204,32 @@ def test_a_cache_of_another_model_is_refused_with_what_differs(tmp_path):
         LM2Cache.load(tmp_path / "state", config=other.config)
     with pytest.raises(ValueError, match=reason):
         other(random_ids(3, 4), past_key_values=LM2Cache.load(tmp_path / "state"))
+
+
+@subjects(only=("default", "rmt", "armt"))
+def test_models_of_one_kind_do_not_take_states_of_another(subject, tmp_path):
+    for other in (SUBJECT[name] for name in ("default", "rmt", "armt") if name != subject.name):
+        model, other_model = subject.make(), other.make()
+        _, cache = filled(other, other_model)
+        with pytest.raises(ValueError, match="another model"):
+            model(random_ids(3, 4), past_key_values=cache)
+        cache.save(tmp_path / "state")
+        with pytest.raises(ValueError, match=r"is not a saved|unknown field|another model"):
+            type(subject.new_cache(model)).load(tmp_path / "state", config=model.config)
+
+
+@subjects(only=("rmt", "armt"))
+def test_a_state_of_another_configuration_is_refused_with_what_differs(subject, tmp_path):
+    model, other = subject.make(), subject.make(num_memory_tokens=2, segment_length=4)
+    _, cache = filled(subject, model)
+    cache.save(tmp_path / "state")
+    reason = r"num_memory_tokens=3 \(model: 2\), segment_length=8 \(model: 4\)"
+    with pytest.raises(ValueError, match=reason):
+        other(random_ids(3, 4), past_key_values=cache)
+    with pytest.raises(ValueError, match=reason):
+        type(cache).load(tmp_path / "state", config=other.config)
+    # What only training looks at makes no difference.
+    assert type(cache).load(tmp_path / "state", config=subject.make(bptt_segments=2).config).batch_size == 3
 
 
 def test_a_file_that_is_no_sound_cache_is_refused(tmp_path):

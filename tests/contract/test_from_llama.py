@@ -3,7 +3,7 @@
 import pytest
 import torch
 from contract.helpers import assert_close, enlarged_llama, gradients, logits_of, random_ids
-from contract.subjects import LONGEST, SEGMENT, VOCAB
+from contract.subjects import LONGEST, SEGMENT, VOCAB, subjects
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
@@ -190,6 +190,65 @@ def test_train_memory_only_changes_the_memory_and_nothing_else(memory):
     assert loss < first_loss
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == (name not in trainable), name
+
+
+def rival_from_llama(subject, llama, **fields):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model_class = type(subject.make())
+        return model_class.from_llama(llama, segment_length=SEGMENT, num_memory_tokens=3, **fields).eval()
+
+
+@pytest.mark.parametrize("fields", [LLAMAS[name] for name in ("gqa", "tied", "biased", "wide heads", "dynamic rope")])
+@subjects(only=("rmt", "armt"))
+def test_rivals_keep_the_weights_of_any_llama_and_its_logits_where_they_can(subject, fields):
+    llama = enlarged_llama(**fields)
+    model = rival_from_llama(subject, llama)
+    ours, theirs = model.state_dict(), llama.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    width_of_embeddings = llama.model.embed_tokens.weight.std().item()
+    assert model.model.memory.tokens.std().item() == pytest.approx(width_of_embeddings, rel=0.2)
+    # As long as nothing is in memory, every segment is a text of its own.
+    ids = random_ids(2, 2 * SEGMENT)
+    if fields == LLAMAS["dynamic rope"]:
+        # The Llama's frequencies depend on the length of its call, ours on that of a segment with all its places.
+        ids = ids[:, :1]
+    expected = torch.cat([logits_of(llama, segment) for segment in ids.split(SEGMENT, dim=1)], dim=1)
+    logits = logits_of(model, ids)
+    if subject.changes_llama_because is None:
+        assert_close(logits, expected)
+    else:
+        assert (logits - expected)[:, 0].abs().max() > 0.1
+
+
+@subjects(only=("rmt", "armt"))
+def test_every_memory_parameter_of_a_rival_has_a_gradient_within_two_steps(subject):
+    model = rival_from_llama(subject, enlarged_llama()).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    ids = random_ids(4, 4 * SEGMENT)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(model, ids).backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        if ".memory." in name:
+            assert parameter.grad.abs().max() > 1e-6, name
+
+
+@subjects(only=("rmt", "armt"))
+def test_rivals_from_a_folder_and_with_their_memory_trained_alone(subject, tmp_path):
+    llama = enlarged_llama()
+    llama.save_pretrained(tmp_path)
+    model = rival_from_llama(subject, str(tmp_path), memory_init_std=0.5)
+    assert model.model.memory.tokens.std().item() == pytest.approx(0.5, rel=0.2)
+    model.train_memory_only()
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == {name for name, _ in model.named_parameters() if ".memory." in name}
+    assert trainable
+    with pytest.raises(ValueError, match="hidden_size: not a field of the memory"):
+        rival_from_llama(subject, llama, hidden_size=64)
+    with pytest.raises(ValueError, match="takes a LlamaForCausalLM or a path"):
+        rival_from_llama(subject, model)
 
 
 def test_what_is_no_llama_is_refused():

@@ -45,7 +45,7 @@ def losses(trainer: Trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-@subjects(only=("default", "attend", "paper"))
+@subjects(only=("default", "attend", "paper", "rmt", "armt"))
 def test_trainer_with_accumulation_checkpointing_and_resume(subject, tmp_path):
     uninterrupted = train(subject.make(), tmp_path / "whole", gradient_checkpointing=True)
     assert len(losses(uninterrupted)) == 6
@@ -105,7 +105,7 @@ def lora(model):
     )
 
 
-@subjects(only=("default", "all-other", "paper"))
+@subjects(only=("default", "all-other", "paper", "rmt", "armt"))
 def test_peft_trains_adapters_and_memory_only(subject, tmp_path):
     model = lora(subject.make())
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -149,7 +149,7 @@ def cut_gradients(subject, ids, targets, bptt_segments: int):
     return gradients(model)
 
 
-ALL_WITH_ONE_WINDOW = ("default", "gqa", "separate", "attend", "from-attention", "top-k", "paper")
+ALL_WITH_ONE_WINDOW = ("default", "gqa", "separate", "attend", "from-attention", "top-k", "paper", "rmt", "armt")
 
 
 @pytest.mark.parametrize("bptt_segments", [2, 3])
@@ -174,7 +174,7 @@ def test_bptt_segments_cuts_the_gradient_where_it_says(subject, bptt_segments):
     assert_close(loss / targets.numel(), full_loss / targets.numel())
     full_loss.backward()
     not_cut = gradients(untruncated)
-    written = [name for name in actual if ".memory." in name and name.endswith(("query.weight", "input_gate.weight"))]
+    written = [name for name in actual if ".memory." in name and name.endswith(subject.written)]
     assert any((actual[name] - not_cut[name]).norm() > 0.01 * not_cut[name].norm() for name in written)
 
 
@@ -199,7 +199,7 @@ def test_bptt_segments_counts_the_segments_of_each_document(subject):
     assert_same_gradients(gradients(model), expected)
 
 
-@subjects(only=("default", "separate", "attend", "window-2", "all-other", "paper", "paper-window-2"))
+@subjects(only=("default", "separate", "attend", "window-2", "all-other", "paper", "paper-window-2", "rmt", "armt"))
 def test_a_block_compiles_without_graph_breaks(subject):
     ids = random_ids(2, 2 * SEGMENT)
     model = subject.make().train()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from parity import references
-from parity.checks import assert_near, probe_like
+from parity.checks import TOLERANCE, assert_near, probe_like
 from torch import nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention
@@ -25,7 +25,6 @@ from lm2.models.lm2.attention_lm2 import (
 )
 from lm2.models.lm2.layout_lm2 import count_seen, lay_out
 
-TOLERANCE = 1e-5
 HEAD_DIM = 8
 SEGMENT_LENGTH = 3
 

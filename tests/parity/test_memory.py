@@ -11,15 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import references
-from parity.checks import assert_near, probe_like
+from parity.checks import TOLERANCE, assert_near, probe_like
 from transformers import LlamaConfig
 
 from lm2 import LM2Config, LM2ForCausalLM
 from lm2.models.lm2.attention_lm2 import _split_exactly
 from lm2.models.lm2.memory_lm2 import above_floor, erase_and_add, linear_scan
 from lm2.models.lm2.slots_lm2 import attend_to_all, attend_to_slots, attend_with_mass
-
-TOLERANCE = 1e-5
 
 # Gates that are hard in float32: exactly closed and open, hardly open, and as good as open.
 HARD_GATES = (0.0, 1.0, 1e-12, 1 - 1e-7)

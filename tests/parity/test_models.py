@@ -10,23 +10,20 @@ import itertools
 
 import pytest
 import torch
-from parity.checks import assert_near, probe_like, randomize
+from parity.checks import (
+    SHAPE,
+    TOLERANCE,
+    assert_model_is,
+    assert_near,
+    assert_same_gradients,
+    probe_like,
+    random_tokens,
+    randomize,
+)
 from parity.references import float64_weights, paper_model, segment_model
 
 from lm2 import LM2Config, LM2ForCausalLM
 
-TOLERANCE = 1e-5
-
-SHAPE = {
-    "vocab_size": 11,
-    "hidden_size": 16,
-    "intermediate_size": 12,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
-}
 SEGMENT = SHAPE | {"num_memory_slots": 3, "num_memory_heads": 2, "segment_length": 4}
 READ_LOGITS = ("memory.read.query.weight", "memory.read.key.weight")
 ADDRESSES = ("memory.write.query.weight", "memory.write.address")
@@ -40,57 +37,15 @@ def make_model(attention: str = "sdpa", seed: int = 0, **fields) -> LM2ForCausal
     return model
 
 
-def random_tokens(num_tokens: int, seed: int = 0) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(SHAPE["vocab_size"], (num_tokens,), generator=generator).tolist()
-
-
-def last_banks(model: LM2ForCausalLM, cache) -> list[torch.Tensor]:
+def last_banks(cache) -> list[torch.Tensor]:
     """The banks of a cache of one row, [N, D] each, as the references return them."""
-    if model.config.memory_design == "paper":
+    if cache.bank is not None:
         return [cache.bank[0]]
     return [state.bank[0] for state in cache.states if state.bank is not None]
 
 
-def assert_same_gradients(model: LM2ForCausalLM, weights: dict, untouched: tuple[str, ...] = ()) -> None:
-    """
-    Gradients of all parameters: exactly zero at those `untouched`, at the others there and not zero, or comparing them
-    would prove nothing.
-    """
-    for name, weight in model.named_parameters():
-        if untouched and name.endswith(untouched):
-            assert weight.grad is None or bool((weight.grad == 0).all()), name
-            continue
-        assert weights[name].grad is not None, name
-        assert bool(weights[name].grad.abs().max() > 0), f"the reference has no gradient at {name}"
-        assert weight.grad is not None, name
-        # A bias's or a factor's gradient is a sum over all tokens. What rounding does to it is as large as its terms,
-        # and those are of the size of the gradients beside it.
-        module = name.rpartition(".")[0] + "."
-        beside = [other.grad.abs().max() for key, other in weights.items() if key.startswith(module)]
-        assert_near(weight.grad, weights[name].grad, TOLERANCE, f"gradient of {name}", among=torch.stack(beside))
-
-
-def assert_model_is(reference, model: LM2ForCausalLM, num_tokens: int, untouched: tuple[str, ...] = ()) -> None:
-    """One document in one call, without and with a state; with one, the banks after the call count as results too."""
-    tokens = random_tokens(num_tokens)
-    for keep_state in (False, True):
-        weights = float64_weights(model)
-        want_TV, want_banks = reference(weights, model.config, tokens)
-        model.zero_grad(set_to_none=True)
-        output = model(torch.tensor([tokens]), use_cache=keep_state)
-        got_TV = output.logits[0]
-        assert_near(got_TV, want_TV, TOLERANCE, "logits")
-        got, want = (got_TV * probe_like(got_TV, 1)).sum(), (want_TV * probe_like(want_TV, 1)).sum()
-        if keep_state:
-            got_banks = last_banks(model, output.past_key_values)
-            for index, (got_ND, want_ND) in enumerate(zip(got_banks, want_banks, strict=True)):
-                assert_near(got_ND, want_ND, TOLERANCE, f"bank {index}")
-                got = got + (got_ND * probe_like(got_ND, 2)).sum()
-                want = want + (want_ND * probe_like(want_ND, 2)).sum()
-        got.backward()
-        want.backward()
-        assert_same_gradients(model, weights, untouched)
+def assert_is(reference, model: LM2ForCausalLM, num_tokens: int, untouched: tuple[str, ...] = ()) -> None:
+    assert_model_is(reference, model, num_tokens, last_banks, untouched)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +55,7 @@ def assert_model_is(reference, model: LM2ForCausalLM, num_tokens: int, untouched
 def test_segment_model(read, write, source, window):
     fields = {"memory_read": read, "memory_write": write, "memory_write_source": source, "attention_window": window}
     # Three full segments and a part of a fourth: what the first wrote was kept twice before it is read last.
-    assert_model_is(segment_model, make_model(**SEGMENT | fields), num_tokens=14)
+    assert_is(segment_model, make_model(**SEGMENT | fields), num_tokens=14)
 
 
 @pytest.mark.parametrize(
@@ -125,14 +80,14 @@ def test_segment_model(read, write, source, window):
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
 def test_segment_model_options(fields, untouched):
-    assert_model_is(segment_model, make_model(**SEGMENT | fields), num_tokens=9, untouched=untouched)
+    assert_is(segment_model, make_model(**SEGMENT | fields), num_tokens=9, untouched=untouched)
 
 
 @pytest.mark.parametrize(
     "fields", [{}, {"attention_window": 2}, {"attention_window": None}, {"memory_read": "separate"}]
 )
 def test_segment_model_with_eager_attention(fields):
-    assert_model_is(segment_model, make_model("eager", **SEGMENT | fields), num_tokens=10)
+    assert_is(segment_model, make_model("eager", **SEGMENT | fields), num_tokens=10)
 
 
 @pytest.mark.parametrize("num_tokens", [3, 4, 5, 8])
@@ -144,7 +99,7 @@ def test_segment_model_around_a_boundary(num_tokens):
     want_TV, want_banks = segment_model(weights, model.config, tokens)
     output = model(torch.tensor([tokens]), use_cache=True)
     assert_near(output.logits[0], want_TV, TOLERANCE, "logits")
-    for got_ND, want_ND in zip(last_banks(model, output.past_key_values), want_banks, strict=True):
+    for got_ND, want_ND in zip(last_banks(output.past_key_values), want_banks, strict=True):
         assert_near(got_ND, want_ND, TOLERANCE, "bank")
 
 
@@ -158,11 +113,11 @@ def test_segment_model_around_a_boundary(num_tokens):
 )
 def test_truncated_gradients(fields):
     # Five full segments: the gradient of the bank is cut at the starts of segments 2 and 4, its value is not.
-    assert_model_is(segment_model, make_model(**SEGMENT | {"segment_length": 2, "bptt_segments": 2} | fields), 11)
+    assert_is(segment_model, make_model(**SEGMENT | {"segment_length": 2, "bptt_segments": 2} | fields), 11)
 
 
 def test_segment_model_of_forty_segments_of_one_token():
-    assert_model_is(segment_model, make_model(**SEGMENT | {"segment_length": 1}), num_tokens=40)
+    assert_is(segment_model, make_model(**SEGMENT | {"segment_length": 1}), num_tokens=40)
 
 
 @pytest.mark.parametrize(
@@ -183,15 +138,15 @@ def test_segment_model_of_forty_segments_of_one_token():
 def test_paper_model(fields):
     # Two whole segments and a shorter last one, which leaves the other slots as they are.
     config = PAPER | fields
-    assert_model_is(paper_model, make_model(**config), num_tokens=2 * config["segment_length"] + 3)
+    assert_is(paper_model, make_model(**config), num_tokens=2 * config["segment_length"] + 3)
 
 
 def test_paper_model_with_eager_attention():
-    assert_model_is(paper_model, make_model("eager", **PAPER), num_tokens=13)
+    assert_is(paper_model, make_model("eager", **PAPER), num_tokens=13)
 
 
 def test_paper_model_with_truncated_gradients():
-    assert_model_is(paper_model, make_model(**PAPER | {"bptt_segments": 2, "segment_length": 3}), num_tokens=14)
+    assert_is(paper_model, make_model(**PAPER | {"bptt_segments": 2, "segment_length": 3}), num_tokens=14)
 
 
 def test_a_fresh_paper_model_scales_nothing():

@@ -57,6 +57,11 @@ class LM2PreTrainedModel(LlamaPreTrainedModel):
     _tp_plan = None
     _pp_plan = None
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # Of code that is not its own transformers leaves out modules without parameters of their own, in case that it
+        # writes over what was loaded. Ours does not, and such a module may have a say in how its gates start.
+        super()._initialize_weights(module, is_custom_code=False)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
