@@ -615,6 +615,27 @@ PARITY_MODELS = [
         test="unit/test_initialization.py::test_a_fresh_armt_writes_nothing",
     ),
     Mutant(
+        name="rag: of equal passages the earlier ones",
+        file="src/lm2/baselines/rag.py",
+        old="(-scores[place], -place)",
+        new="(-scores[place], place)",
+        test="unit/test_rag.py::test_of_equal_passages_the_later_ones_are_taken",
+    ),
+    Mutant(
+        name="rag: always in the order of similarity",
+        file="src/lm2/baselines/rag.py",
+        old='sorted(best) if self.order == "document" else best',
+        new="best",
+        test="unit/test_rag.py::test_words_in_common_are_found[document]",
+    ),
+    Mutant(
+        name="rag: a fact is looked for from the beginning",
+        file="src/lm2/baselines/rag.py",
+        old="places[-1][1] if places else 0",
+        new="0",
+        test="unit/test_rag.py::test_recall_tells_equal_facts_apart",
+    ),
+    Mutant(
         name="address: no floor",
         file=f"{MODEL}/memory_lm2.py",
         old="gate_SN if self.training else above_floor(gate_SN, self.floor)",

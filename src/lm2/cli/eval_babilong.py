@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lm2.eval.runner import Answer, Decoding
 
 _VERSION = 1
-_SETTINGS, _PREDICTIONS, _SCORES = "run.json", "predictions", "scores.json"
+_SETTINGS, _PREDICTIONS, _SCORES, _RETRIEVAL = "run.json", "predictions", "scores.json", "retrieval.json"
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,17 @@ def babilong(
     truncate: Annotated[
         int | None, typer.Option("--truncate", help="Read the last so many tokens of longer prompts; rows say so.")
     ] = None,
+    rag: Annotated[
+        str | None,
+        typer.Option("--rag", help="Retrieve, instead of reading all: bm25, or a sentence-transformers folder."),
+    ] = None,
+    rag_top_k: Annotated[int | None, typer.Option("--rag-top-k", help="Passages that the model reads; else 5.")] = None,
+    rag_passages: Annotated[
+        str | None, typer.Option("--rag-passages", help="sentence (default), or so many tokens each.")
+    ] = None,
+    rag_order: Annotated[
+        str | None, typer.Option("--rag-order", help="document (default), or similarity: the best one first.")
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Questions asked at once.")] = 8,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -93,11 +104,13 @@ def babilong(
     """
     task_numbers, parts = parse_tasks(tasks), _prompt_parts(prompt, instruction, examples, post_prompt, chat_template)
     _check_numbers(samples=samples, max_new_tokens=max_new_tokens, batch_size=batch_size, truncate=truncate)
+    _check_numbers(rag_top_k=rag_top_k)
     if dataset is not None:
         _refuse_made_options(facts=facts, background=background, seed=seed, allow_repeats=allow_repeats or None)
 
     from lm2.cli.load_model import hash_weights, load_model
     from lm2.cli.provenance import describe_training, read_record
+    from lm2.cli.retrieval import RetrievedQuestions, open_rag
     from lm2.cli.score import score_files
     from lm2.data.encoding import TextEncoder
     from lm2.data.lengths import parse_lengths
@@ -115,17 +128,21 @@ def babilong(
     # A chat template that is missing or broken shows itself on any text.
     encode_prompt("", loaded.tokenizer, parts)
     encoder = TextEncoder(loaded.tokenizer, loaded.tokenizer_name)
-    questions = open_questions(
+    questions: Questions = open_questions(
         dataset, parts, loaded.tokenizer, encoder, length_names, facts, background, seed, allow_repeats
     )
+    retrieval = open_rag(rag, rag_top_k, rag_passages, rag_order, encoder)
+    if retrieval is not None:
+        questions = RetrievedQuestions(questions, retrieval[0], parts, loaded.tokenizer)
     settings = {
-        "model": name or loaded.name,
+        "model": name or f"{loaded.name}{'' if retrieval is None else '+rag'}",
         "weights_sha256": hash_weights(model),
         "tokenizer_sha256": encoder.fingerprint,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "prompt": prompt_name(parts),
         "max_new_tokens": max_new_tokens,
         "truncate": truncate,
+        "rag": None if retrieval is None else retrieval[1],
         **questions.names,
         "allow_repeats": allow_repeats,
     }
@@ -134,6 +151,11 @@ def babilong(
     cells = [
         _plan_cell(out, questions, task, length, samples, resume) for length in length_names for task in task_numbers
     ]
+    found = (
+        [questions.measure(cell.task, cell.length, cell.num_samples) for cell in cells]
+        if isinstance(questions, RetrievedQuestions)
+        else None
+    )
     # A plain prompt asks for an answer that ends so; an official one is decoded as in the official runs.
     decoding = Decoding(max_new_tokens, end=ANSWER_END if parts is None else None)
     if truncate is None and limit is not None:
@@ -143,6 +165,8 @@ def babilong(
         shutil.rmtree(out / _PREDICTIONS, ignore_errors=True)
         (out / _SCORES).unlink(missing_ok=True)
     _write_settings(out, settings)
+    if found is not None:
+        _write_json(out / _RETRIEVAL, {"rag": settings["rag"], "cells": found})
     fields = {
         "model": settings["model"],
         "prompt": settings["prompt"],
@@ -257,11 +281,16 @@ def _write_settings(out: Path, settings: dict[str, Any]) -> None:
     import transformers
 
     import lm2
-    from lm2.data.files import write_whole
 
     versions = {"lm2": lm2.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
     document = {"kind": "lm2-babilong-run", "version": _VERSION, "settings": settings, "versions": versions}
-    with write_whole(out / _SETTINGS) as file:
+    _write_json(out / _SETTINGS, document)
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    from lm2.data.files import write_whole
+
+    with write_whole(path) as file:
         file.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 

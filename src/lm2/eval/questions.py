@@ -24,11 +24,17 @@ class AskedQuestion:
         question: As in bAbI.
         target: The bAbI answer.
         tokens: Begins to give the prompt's tokens, in pieces; may be called again.
+        context: Makes the whole text that the answer is in.
+        facts: The facts in it, in order; None where they are not known.
+        support: Places in `facts` that the answer follows from.
     """
 
     question: str
     target: str
     tokens: Callable[[], Iterator[NDArray[np.int32]]]
+    context: Callable[[], str]
+    facts: tuple[str, ...] | None = None
+    support: tuple[int, ...] = ()
 
     def count_tokens(self) -> int:
         """The prompt's length."""
@@ -82,7 +88,9 @@ class MadeQuestions:
                 tokens = partial(_plain_tokens, sample, self.maker.encoder)
             else:
                 tokens = partial(_prompt_tokens, sample, task, self.parts, self.tokenizer)
-            yield AskedQuestion(sample.question, sample.target, tokens)
+            yield AskedQuestion(
+                sample.question, sample.target, tokens, partial(_context, sample), sample.facts, sample.support
+            )
 
 
 @dataclass(frozen=True)
@@ -108,9 +116,8 @@ class ReadQuestions:
 
     def ask(self, task: int, length: str, first: int, last: int) -> Iterator[AskedQuestion]:
         for row in islice(read_cell(self.source, task, length), first, last):
-            yield AskedQuestion(
-                row.question, row.target, partial(_prompt_tokens, row, task, self.parts, self.tokenizer)
-            )
+            tokens = partial(_prompt_tokens, row, task, self.parts, self.tokenizer)
+            yield AskedQuestion(row.question, row.target, tokens, partial(_context, row))
 
 
 def _plain_tokens(sample: Sample, encoder: TextEncoder) -> Iterator[NDArray[np.int32]]:
@@ -121,5 +128,16 @@ def _plain_tokens(sample: Sample, encoder: TextEncoder) -> Iterator[NDArray[np.i
 def _prompt_tokens(
     sample: Sample | Row, task: int, parts: PromptParts | None, tokenizer: Any
 ) -> Iterator[NDArray[np.int32]]:
-    prompt = build_prompt(f"qa{task}", sample.input, sample.question, parts)
-    yield np.array(encode_prompt(prompt, tokenizer, parts), dtype=np.int32)
+    yield prompt_tokens(sample.input, sample.question, task, parts, tokenizer)
+
+
+def prompt_tokens(
+    context: str, question: str, task: int, parts: PromptParts | None, tokenizer: Any
+) -> NDArray[np.int32]:
+    """The tokens of the prompt that asks a question of a context."""
+    prompt = build_prompt(f"qa{task}", context, question, parts)
+    return np.array(encode_prompt(prompt, tokenizer, parts), dtype=np.int32)
+
+
+def _context(sample: Sample | Row) -> str:
+    return sample.input

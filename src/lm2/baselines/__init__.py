@@ -1,0 +1,1 @@
+"""What a memory is compared with that is no model of its own."""
