@@ -650,6 +650,27 @@ PARITY_MODELS = [
         test="train/test_reproduce.py::test_what_is_refused_before_work",
     ),
     Mutant(
+        name="likelihood: a piece begins with what the context predicts",
+        file="src/lm2/eval/likelihood.py",
+        old="last[number] = of_part[-1]",
+        new="pass",
+        test="unit/test_harness.py::test_pieces_of_a_continuation_change_nothing[lm2]",
+    ),
+    Mutant(
+        name="harness: cut at any of the ends",
+        file="src/lm2/eval/harness.py",
+        old="text.split(end, 1)[0]",
+        new="text.rsplit(end, 1)[0]",
+        test="unit/test_harness.py::test_generation_ends_before_the_first_of_its_ends[llama-1]",
+    ),
+    Mutant(
+        name="harness: answers in the order of their lengths",
+        file="src/lm2/eval/harness.py",
+        old="return [results[number] for number in range(len(requests))]\n\n    def _fit",
+        new="return list(results.values())\n\n    def _fit",
+        test="unit/test_harness.py::test_loglikelihood_is_that_of_one_forward[lm2-1]",
+    ),
+    Mutant(
         name="rag: of equal passages the earlier ones",
         file="src/lm2/baselines/rag.py",
         old="(-scores[place], -place)",

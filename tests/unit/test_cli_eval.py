@@ -164,7 +164,7 @@ def test_long_samples_are_read_token_by_token_as_in_training(folders, maker, tmp
         sample = maker.sample(1, "1k", index)
         question = TOKENIZER(f" Question: {sample.question.strip()} Answer:")["input_ids"]
         [reply] = answer(
-            tiny_lm2(), TOKENIZER, [[sample.token_ids, ENCODER.encode(TOKENIZER.decode(question))]], Decoding(4, ".")
+            tiny_lm2(), TOKENIZER, [[sample.token_ids, ENCODER.encode(TOKENIZER.decode(question))]], Decoding(4, (".",))
         )
         assert row["prompt_tokens"] == 700 + len(question)
         assert row["output"] == reply.text

@@ -147,13 +147,13 @@ def test_a_text_ends_answers_row_by_row_and_saves_calls(name):
     model, rows = MODELS[name], random_rows()
     free = [greedy(model, row) for row in rows]
     end = TOKENIZER.decode(free[0][2:3])
-    answers = answer(model, TOKENIZER, [[row] for row in rows], Decoding(NEW, end=end))
+    answers = answer(model, TOKENIZER, [[row] for row in rows], Decoding(NEW, ends=(end,)))
     for reply, ids in zip(answers, free, strict=True):
         wanted = next((n for n in range(1, NEW) if end in TOKENIZER.decode(ids[:n])), NEW)
         assert reply.text == TOKENIZER.decode(ids[:wanted], skip_special_tokens=True)
     assert answers[0].text.endswith(end)
     with watch(model) as widths:
-        [reply] = answer(model, TOKENIZER, [[rows[0]]], Decoding(NEW, end=end))
+        [reply] = answer(model, TOKENIZER, [[rows[0]]], Decoding(NEW, ends=(end,)))
     # The prompt, and each token of the answer but the last.
     count = next(n for n in range(1, NEW) if end in TOKENIZER.decode(free[0][:n]))
     assert len(widths) == count < NEW
@@ -266,6 +266,6 @@ def test_decoding_out_of_range_is_refused(options, message):
 def test_the_state_after_decoding_has_all_but_the_last_token():
     model, [row] = MODELS["lm2"], random_rows([20])
     reading = read(model, [[row]])
-    [ids] = decode(model, reading, Decoding(5), Ending(model, TOKENIZER, None))
+    [ids] = decode(model, reading, Decoding(5), Ending(model, TOKENIZER, ()))
     assert ids == greedy(model, row, 5)
     assert reading.state.num_tokens.tolist() == [24]

@@ -1,10 +1,12 @@
-"""`lm2 eval`: measure a model on BABILong, and on texts."""
+"""`lm2 eval`: measure a model on BABILong, on texts, and on the tasks of lm-evaluation-harness."""
 
 import typer
 
 from lm2.cli.eval_babilong import babilong
+from lm2.cli.eval_harness import harness
 from lm2.cli.eval_perplexity import perplexity
 
 evaluate = typer.Typer(help="Measure a model.", no_args_is_help=True)
 evaluate.command("babilong")(babilong)
 evaluate.command("perplexity")(perplexity)
+evaluate.command("harness")(harness)

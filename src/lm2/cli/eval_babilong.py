@@ -157,7 +157,7 @@ def babilong(
         else None
     )
     # A plain prompt asks for an answer that ends so; an official one is decoded as in the official runs.
-    decoding = Decoding(max_new_tokens, end=ANSWER_END if parts is None else None)
+    decoding = Decoding(max_new_tokens, ends=(ANSWER_END,) if parts is None else ())
     if truncate is None and limit is not None:
         _check_lengths(questions, cells, limit)
 

@@ -57,7 +57,7 @@ def generate(
     from lm2.cli.load_model import load_model
     from lm2.eval.runner import Decoding, keeps_bounded_state
 
-    decoding = Decoding(max_new_tokens, None, temperature, top_k, top_p)
+    decoding = Decoding(max_new_tokens, (), temperature, top_k, top_p)
     loaded = load_model(model, device, dtype, tokenizer)
     is_bounded = keeps_bounded_state(loaded.model)
     if memory is not None and not is_bounded:
@@ -126,7 +126,7 @@ def _go_on(
 
     from lm2.eval.runner import Ending, decode, read
 
-    ending = Ending(loaded.model, loaded.tokenizer, decoding.end)
+    ending = Ending(loaded.model, loaded.tokenizer, decoding.ends)
     reading = read(loaded.model, [pieces], state)
     [new_ids] = decode(loaded.model, reading, decoding, ending)
     print(loaded.tokenizer.decode(new_ids, skip_special_tokens=True))

@@ -37,7 +37,7 @@ class Decoding:
 
     Attributes:
         max_new_tokens: At most so many tokens.
-        end: A text that ends the continuation when it is in it, such as "."; beside the model's end-of-text tokens.
+        ends: Texts that end the continuation when one is in it, such as "."; beside the model's end-of-text tokens.
         temperature: 0 takes the likeliest token; above, tokens are drawn from torch's random numbers.
         top_k: Draw from the k likeliest tokens only.
         top_p: Draw from the fewest likeliest tokens whose probabilities add up to this.
@@ -47,7 +47,7 @@ class Decoding:
     """
 
     max_new_tokens: int
-    end: str | None = None
+    ends: tuple[str, ...] = ()
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
@@ -118,20 +118,23 @@ class Reading:
 class Ending:
     """Tells when a continuation is over."""
 
-    def __init__(self, model: Any, tokenizer: Any, text: str | None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, texts: Sequence[str]) -> None:
         """Takes the end-of-text tokens of the model, or else the tokenizer's."""
         token_ids = model.generation_config.eos_token_id
         token_ids = tokenizer.eos_token_id if token_ids is None else token_ids
         if not isinstance(token_ids, list):
             token_ids = [] if token_ids is None else [token_ids]
         self.token_ids = frozenset(token_ids)
-        self._tokenizer, self._text = tokenizer, text
+        self._tokenizer, self._texts = tokenizer, tuple(texts)
 
     def is_reached(self, new_ids: Sequence[int]) -> bool:
         """Whether the last of these tokens ends the continuation."""
         if new_ids[-1] in self.token_ids:
             return True
-        return self._text is not None and self._text in self._tokenizer.decode(new_ids)
+        if not self._texts:
+            return False
+        written = self._tokenizer.decode(new_ids)
+        return any(text in written for text in self._texts)
 
 
 def keeps_bounded_state(model: Any) -> bool:
@@ -220,7 +223,7 @@ def read(model: Any, prompts: Sequence[Pieces], state: Any = None) -> Reading:
     nothing = np.empty(0, dtype=np.int32)
     for parts in zip_longest(*(regroup(prompt, size) for prompt in prompts), fillvalue=nothing):
         # Padding comes before a row's tokens, so that the last logits of the call are those of its last token.
-        ids_BT, mask_BT = _pad_left(parts, model.device)
+        ids_BT, mask_BT = pad_left(parts, model.device)
         output = model(ids_BT, attention_mask=mask_BT, past_key_values=state, use_cache=True, logits_to_keep=1)
         state = output.past_key_values
         for row, part in enumerate(parts):
@@ -269,7 +272,7 @@ def answer(
     dropped = [0] * len(prompts)
     if truncate_tokens is not None:
         prompts, dropped = _keep_last(prompts, truncate_tokens)
-    ending = Ending(model, tokenizer, decoding.end)
+    ending = Ending(model, tokenizer, decoding.ends)
     if keeps_bounded_state(model):
         reading = read(model, prompts)
         num_tokens, new_ids = reading.num_tokens, decode(model, reading, decoding, ending)
@@ -293,7 +296,7 @@ def _check_not_empty(num_tokens: Sequence[int]) -> None:
         raise ValueError("a prompt is empty, but a model needs at least one token to go on from")
 
 
-def _pad_left(rows: Sequence[NDArray[np.int32]], device: Any, filler: int = 0) -> tuple[Tensor, Tensor]:
+def pad_left(rows: Sequence[NDArray[np.int32]], device: Any, filler: int = 0) -> tuple[Tensor, Tensor]:
     """Ids and mask, int64 [B, T], of rows that end in the last column."""
     width = max(len(row) for row in rows)
     ids = np.full((len(rows), width), filler, dtype=np.int64)
@@ -336,7 +339,7 @@ def _generate(
 ) -> list[list[int]]:
     """As `decode`, by the model's own `generate`: how padding enters positions differs between architectures."""
     padding = next((number for number in (tokenizer.pad_token_id, *sorted(ending.token_ids)) if number is not None), 0)
-    ids_BT, mask_BT = _pad_left(rows, model.device, padding)
+    ids_BT, mask_BT = pad_left(rows, model.device, padding)
     options = {"max_new_tokens": decoding.max_new_tokens, "pad_token_id": padding, **decoding.options()}
     # Else transformers fills in what the model's folder recommends for chats, such as a repetition penalty.
     own, model.generation_config = model.generation_config, GenerationConfig()
