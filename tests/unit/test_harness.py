@@ -195,6 +195,18 @@ def test_a_local_task_runs_unchanged(folders, tasks, tmp_path, name):
     assert "small_mmlu" in done.output
 
 
+def test_the_harness_finds_the_class_and_loads_a_folder(folders):
+    from lm_eval.api.registry import get_model
+
+    asked = get_model("lm2").create_from_arg_string(
+        f"pretrained={folders['lm2']}", {"batch_size": 2, "max_batch_size": None, "device": "cpu"}
+    )
+    rows = requests("loglikelihood", list(zip(CONTEXTS, CONTINUATIONS, strict=True)))
+    assert asked.loglikelihood(rows, True) == HarnessLM(MODELS["lm2"], TOKENIZER, 2).loglikelihood(rows, True)
+    with pytest.raises(ValueError, match="batch_size is 'auto'"):
+        HarnessLM(MODELS["lm2"], TOKENIZER, "auto")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -29,7 +29,13 @@ class HarnessLM(TemplateLM):
     """
 
     def __init__(
-        self, pretrained: Any, tokenizer: Any = None, batch_size: int | str = 1, truncate: bool = False, **_: Any
+        self,
+        pretrained: Any,
+        tokenizer: Any = None,
+        batch_size: int | str = 1,
+        truncate: bool = False,
+        device: str | None = None,
+        max_batch_size: int | None = None,
     ) -> None:
         """Takes a model, or loads one.
 
@@ -38,11 +44,17 @@ class HarnessLM(TemplateLM):
             tokenizer: The model's; a folder or None only with a folder in `pretrained`.
             batch_size: Rows at once.
             truncate: Let a model without a memory read the end of what is too long for it, instead of refusing.
-            _: What the harness gives to every class, such as the device that it was told.
+            device: Where a folder's model goes; a model is used where it is.
+            max_batch_size: Of the harness's search for a batch size, which is not done here.
+
+        Raises:
+            ValueError: a batch size that is no number.
         """
         super().__init__()
+        if max_batch_size is not None or not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise ValueError(f"batch_size is {batch_size!r}, but must be a number; it is not searched for")
         if isinstance(pretrained, str):
-            pretrained, tokenizer = _load(pretrained, tokenizer)
+            pretrained, tokenizer = _load(pretrained, tokenizer, device)
         self.model, self.tokenizer = pretrained, tokenizer
         self.batch_size, self.truncate = int(batch_size), truncate
         self.num_truncated = 0
@@ -130,7 +142,7 @@ class HarnessLM(TemplateLM):
         return [results[number] for number in range(len(requests))]
 
 
-def _load(folder: str, tokenizer: Any) -> tuple[Any, Any]:
+def _load(folder: str, tokenizer: Any, device: str | None) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
     import lm2
@@ -138,7 +150,7 @@ def _load(folder: str, tokenizer: Any) -> tuple[Any, Any]:
 
     del lm2  # Its import makes our architectures known.
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-    return model, load_tokenizer(folder if tokenizer is None else tokenizer)
+    return model.to(device or "cpu"), load_tokenizer(folder if tokenizer is None else tokenizer)
 
 
 def _longest_first(lengths: Sequence[int]) -> list[int]:
