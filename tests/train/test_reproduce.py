@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -185,14 +186,18 @@ def is_free(folder: Path) -> bool:
 def test_what_a_killed_command_leaves_running_holds_the_folder(tmp_path: Path) -> None:
     """SIGKILL cannot be passed on, so the trainer goes on; another must not train the same run."""
     words = command(tmp_path, rivals(), "--seed", "3")
-    process = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = psutil.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 200
-    log = tmp_path / "job" / "logs" / "train-toy-seed3.log"
-    while not log.exists() and time.monotonic() < until:
+    while not (trainers := process.children()) and time.monotonic() < until:
         time.sleep(0.02)
+    # Suspended, so that it cannot end before the second command has looked.
+    for trainer in trainers:
+        trainer.suspend()
     process.kill()
     process.wait()
     refused = run(tmp_path, rivals(), "--seed", "3")
+    for trainer in trainers:
+        trainer.resume()
     assert refused.returncode == 2
     assert "is in use" in refused.stderr
     # What is left ends by itself, and then the folder is free.

@@ -74,7 +74,7 @@ class Checkout:
         log = self.folder / "calls.log"
         return log.read_text().splitlines() if log.exists() else []
 
-    def install_call(self, extras: str = "[viz]") -> str:
+    def install_call(self, extras: str = "[rag,viz]") -> str:
         return f"-m pip install --no-input --editable {self.folder}{extras}"
 
 
@@ -114,7 +114,7 @@ def test_installs_once_and_passes_arguments_on(checkout):
 def test_says_what_it_does(checkout):
     done = checkout.run("params")
     assert "run: making .venv with Python 3.12.1" in done.stderr
-    assert "run: installing the project (viz)" in done.stderr
+    assert "run: installing the project (rag,viz)" in done.stderr
     assert checkout.run("params").stderr == ""
 
 
