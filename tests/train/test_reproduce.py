@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 from train.toy_run import TESTS, log_of, toy_recipe
 
 from lm2.cli.jobs import hold_folder
-from lm2.cli.reproduce import follow
+from lm2.cli.load_model import load_model
+from lm2.cli.reproduce import follow, recipes_of_scale
+from lm2.cli.reproduce_checks import check_job
+from lm2.cli.reproduce_entries import tokens_read
+from lm2.eval.cost import measure_costs
 from lm2.train.config import Recipe, dump_recipe, load_recipe
-
-# One worker makes the whole job that most tests look at.
-pytestmark = pytest.mark.xdist_group("reproduce")
 
 # Two tasks, an aim that the first stage may reach or not, and lengths within and beyond those of training.
 CURRICULUM = [
@@ -71,13 +72,14 @@ def results_of_seed_3(folder: Path) -> tuple[dict[str, Any], dict[str, list[Any]
     runs = {name: facts for name, facts in report["runs"].items() if name.endswith("seed3")}
     for facts in runs.values():
         del facts["seconds"], facts["peak_memory_bytes"]
-    return runs, {model: [cell["seeds"][0] for cell in cells] for model, cells in report["accuracy"].items()}
+    accuracy = {model: [cell["seeds"][0] for cell in report["accuracy"][model]] for model in ("toy", "rival")}
+    return runs, accuracy
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("whole")
-    done = run(folder, rivals(), "--seed", "3", "--seed", "5")
+    done = run(folder, rivals(), "--seed", "3", "--seed", "5", "--rag")
     assert done.returncode == 0, done.stderr
     return folder / "job", done
 
@@ -86,8 +88,10 @@ def test_all_of_it_is_there(job: tuple[Path, Any]) -> None:
     folder, done = job
     report = json.loads((folder / "report.json").read_text("utf-8"))
     assert set(report["runs"]) == {"toy-seed3", "toy-seed5", "rival-seed3", "rival-seed5"}
-    for name in ("report.md", "report.html", "training.png", "heat.png", "accuracy-qa1.png", "accuracy-qa4.png"):
+    pictures = ("training.png", "heat.png", "accuracy-qa1.png", "accuracy-qa4.png", "cost.png")
+    for name in ("report.md", "report.html", *pictures):
         assert (folder / name).stat().st_size > 1000
+    assert set(report["accuracy"]) == {"toy", "rival", "rival-rag"}
     assert "report.html" in done.stdout
     assert "qa4" in done.stdout
 
@@ -96,7 +100,7 @@ def test_accuracies_are_those_of_the_answers(job: tuple[Path, Any]) -> None:
     folder, _ = job
     report = json.loads((folder / "report.json").read_text("utf-8"))
     assert report["longest_in_training_tokens"] == 128
-    for model in ("toy", "rival"):
+    for model in ("toy", "rival", "rival-rag"):
         for cell in report["accuracy"][model]:
             for seed, share in zip((3, 5), cell["seeds"], strict=True):
                 path = (
@@ -122,11 +126,59 @@ def test_rivals_read_the_same(job: tuple[Path, Any]) -> None:
     assert log_of(folder / "toy-seed3", "train")[0]["loss"] != log_of(folder / "toy-seed5", "train")[0]["loss"]
 
 
+def test_costs_are_those_of_what_was_read(job: tuple[Path, Any]) -> None:
+    folder, _ = job
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    for name, model in (("toy", "toy"), ("rival", "rival"), ("rival-rag", "rival")):
+        found = report["costs"][name]
+        assert [row["length"] for row in found["reading"]] == ["0k", "1k"]
+        loaded = load_model(folder / f"{model}-seed3" / "model", "cpu", "auto", None).model
+        tokens = tokens_read(folder / f"{name}-seed3" / "eval")
+        [cost] = measure_costs([loaded], list(tokens.values()), training_tokens=128, rounds=1)
+        assert [row["tokens"] for row in found["reading"]] == list(tokens.values())
+        assert [row["flops"] for row in found["reading"]] == [row.flops for row in cost.reading]
+        read = [report["runs"][f"{model}-seed{seed}"]["tokens"] for seed in (3, 5)]
+        assert found["training_flops"] == pytest.approx(cost.training_flops / 128 * sum(read) / 2)
+    for without, retrieves in zip(*(report["costs"][name]["reading"] for name in ("rival", "rival-rag")), strict=True):
+        assert retrieves["tokens"] < (200 if without["length"] == "1k" else 10**9)
+
+
+def test_retrieval_is_told_beside_its_accuracy(job: tuple[Path, Any]) -> None:
+    folder, _ = job
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    assert set(report["retrieval"]) == {"rival-rag-seed3", "rival-rag-seed5"}
+    own = json.loads((folder / "rival-rag-seed3" / "eval" / "retrieval.json").read_text("utf-8"))
+    assert report["retrieval"]["rival-rag-seed3"] == own["cells"]
+    assert "Percent of the supporting facts" in (folder / "report.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("scale", "models", "names"),
+    [
+        ("laptop", None, ["tiny", "tiny-llama", "tiny-rmt", "tiny-armt"]),
+        ("laptop", "llama,lm2", ["tiny", "tiny-llama"]),
+        ("laptop", "all", ["tiny", "tiny-llama", "tiny-rmt", "tiny-armt", "tiny-attend", "tiny-paper"]),
+        ("gpu", None, ["gpu", "gpu-llama"]),
+    ],
+)
+def test_models_of_a_scale(scale: str, models: str | None, names: list[str]) -> None:
+    assert [path.stem for path in recipes_of_scale(scale, models)] == names
+
+
+def test_models_that_a_scale_lacks() -> None:
+    with pytest.raises(ValueError, match="--models has 'rmt', but --scale gpu has lm2, llama, or all"):
+        recipes_of_scale("gpu", "lm2,rmt")
+
+
+def test_the_recipes_of_a_scale_can_be_compared() -> None:
+    check_job([load_recipe(path) for path in recipes_of_scale("laptop", "all")])
+
+
 def test_the_page_needs_nothing_else(job: tuple[Path, Any]) -> None:
     folder, _ = job
     page = (folder / "report.html").read_text("utf-8")
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
-    assert len(sources) == 4
+    assert len(sources) == 5
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "<script" not in page
     assert "http" not in re.sub(r'base64,[^"]*', "", page)
@@ -136,7 +188,7 @@ def test_the_same_command_does_nothing_twice(job: tuple[Path, Any]) -> None:
     folder, _ = job
     weights = folder / "toy-seed3" / "model" / "model.safetensors"
     before = weights.stat().st_mtime_ns
-    again = run(folder.parent, rivals(), "--seed", "3", "--seed", "5")
+    again = run(folder.parent, rivals(), "--seed", "3", "--seed", "5", "--rag")
     assert again.returncode == 0, again.stderr
     assert weights.stat().st_mtime_ns == before
 
@@ -155,7 +207,14 @@ def test_interrupted_twice_it_ends_as_it_would_have(job: tuple[Path, Any], tmp_p
         (signal.SIGHUP, lambda: (tmp_path / "job" / "toy-seed3" / "checkpoints" / "step_00000002").exists()),
         (signal.SIGTERM, lambda: any(tmp_path.glob("job/*/eval/predictions/*.jsonl"))),
     ):
-        process = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # Under nohup the tests themselves ignore what is to be heard here.
+        process = subprocess.Popen(
+            words,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        )
         until = time.monotonic() + 200
         while not has_come() and time.monotonic() < until:
             assert process.poll() is None, "it is interrupted before its end"
@@ -170,7 +229,7 @@ def test_interrupted_twice_it_ends_as_it_would_have(job: tuple[Path, Any], tmp_p
 def test_a_folder_in_use_is_refused(job: tuple[Path, Any]) -> None:
     folder, _ = job
     with hold_folder(folder):
-        refused = run(folder.parent, rivals(), "--seed", "3", "--seed", "5")
+        refused = run(folder.parent, rivals(), "--seed", "3", "--seed", "5", "--rag")
     assert refused.returncode == 2
     assert "is in use" in refused.stderr
 
@@ -254,6 +313,8 @@ def test_what_is_refused_before_work(tmp_path: Path) -> None:
         ([own, own], (), "each needs a name of its own"),
         ([replace(own, evaluation=far), replace(other, evaluation=far)], (), "are wanted of it"),
         ([own, other], ("--scale", "laptop"), "--scale or --recipe, not both"),
+        ([own, other], ("--models", "all"), "--models or --recipe, not both"),
+        ([own], ("--rag",), "--rag has no effect without a model that has no memory"),
         ([own, other], ("--facts", "nowhere"), "--facts is 'nowhere'"),
     ):
         refused = run(tmp_path, recipes, *options)

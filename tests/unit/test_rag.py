@@ -115,6 +115,12 @@ def test_what_cannot_be_retrieved_is_refused():
         RAG(BM25Retriever(), sentence_spans, 0)
 
 
+def test_without_a_number_it_is_five_or_all_there_are():
+    rag = RAG(BM25Retriever(), sentence_spans)
+    assert len(rag.retrieve(CONTEXT, "Where is Mary?").spans) == 5
+    assert len(rag.retrieve("Mary went to the kitchen. John left.", "Where is Mary?").spans) == 2
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return save(tiny_llama(), tmp_path_factory.mktemp("models") / "llama")
@@ -151,7 +157,7 @@ def test_a_long_context_becomes_a_short_prompt(model, tmp_path):
         assert row["model"] == "llama+rag"
         assert row["prompt_tokens"] < 400
     settings = json.loads((tmp_path / "out" / "run.json").read_text("utf-8"))["settings"]
-    assert settings["rag"] == "bm25, 5 sentences, document order"
+    assert settings["rag"] == "bm25, up to 5 sentences, document order"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from lm2.data.encoding import TextEncoder
 from lm2.data.sentences import split_sentences
 
+# Passages that a model reads where nobody says how many.
+USUAL_TOP_K = 5
+
 # Where a passage begins and ends in its context, in characters.
 Span = tuple[int, int]
 
@@ -99,17 +102,17 @@ class RAG:
     Attributes:
         retriever: Scores them.
         cut: Cuts a context into passages, such as `sentence_spans`.
-        top_k: So many of them are handed over.
+        top_k: So many of them are handed over; None: five, or all where there are fewer.
         order: "document", as they stand in the context; or "similarity", the best one first.
     """
 
     retriever: Retriever
     cut: Callable[[str], list[Span]]
-    top_k: int = 5
+    top_k: int | None = None
     order: Literal["document", "similarity"] = "document"
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
+        if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}, but must be at least 1")
         if self.order not in ("document", "similarity"):
             raise ValueError(f"order is {self.order!r}, but must be document or similarity")
@@ -118,19 +121,19 @@ class RAG:
         """Finds the passages that a model is to read.
 
         Raises:
-            ValueError: the context has fewer passages, or none.
+            ValueError: the context has fewer passages than `top_k`, or none.
         """
         context = _collapse(context)
         spans = self.cut(context)
         if not spans:
             raise ValueError("the context is empty, so that nothing can be retrieved")
-        if len(spans) < self.top_k:
+        if self.top_k is not None and len(spans) < self.top_k:
             raise ValueError(
                 f"top_k is {self.top_k}, but the context has {len(spans)} passages; retrieve at most so many"
             )
         scores = self.retriever.score([context[begin:end] for begin, end in spans], question)
         later_first = sorted(range(len(spans)), key=lambda place: (-scores[place], -place))
-        best = later_first[: self.top_k]
+        best = later_first[: USUAL_TOP_K if self.top_k is None else self.top_k]
         in_order = sorted(best) if self.order == "document" else best
         return Retrieved(context, tuple(spans[place] for place in in_order))
 

@@ -79,7 +79,9 @@ def babilong(
         str | None,
         typer.Option("--rag", help="Retrieve, instead of reading all: bm25, or a sentence-transformers folder."),
     ] = None,
-    rag_top_k: Annotated[int | None, typer.Option("--rag-top-k", help="Passages that the model reads; else 5.")] = None,
+    rag_top_k: Annotated[
+        int | None, typer.Option("--rag-top-k", help="Passages that the model reads; else 5 or all.")
+    ] = None,
     rag_passages: Annotated[
         str | None, typer.Option("--rag-passages", help="sentence (default), or so many tokens each.")
     ] = None,

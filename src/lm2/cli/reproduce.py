@@ -10,21 +10,44 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lm2.cli.reproduce_entries import Entry
+
 if TYPE_CHECKING:
     from lm2.cli.jobs import Job
     from lm2.train.config import Recipe
 
+# Of each scale the models and their recipes; the first one leads.
 SCALES = {
-    "laptop": ("tiny", "tiny-llama"),
-    "gpu": ("gpu", "gpu-llama"),
-    "paper": ("paper", "paper-llama"),
+    "laptop": {
+        "lm2": "tiny",
+        "llama": "tiny-llama",
+        "rmt": "tiny-rmt",
+        "armt": "tiny-armt",
+        "lm2-attend": "tiny-attend",
+        "lm2-paper": "tiny-paper",
+    },
+    "gpu": {"lm2": "gpu", "llama": "gpu-llama"},
+    "paper": {"lm2": "paper", "llama": "paper-llama"},
 }
+# Compared where --models is not given, as far as the scale has them.
+_USUAL = ("lm2", "llama", "rmt", "armt")
+_EVERYTHING = "all"
 _RECIPES = Path(__file__).parents[3] / "recipes"
 _KIND, _VERSION = "lm2-reproduce", 1
 
 
 def reproduce(
     scale: Annotated[str | None, typer.Option("--scale", help="laptop, gpu or paper (default: laptop).")] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            "--models",
+            help="Such as lm2,llama; all: everything, with --rag (default: lm2,llama,rmt,armt, where there are).",
+        ),
+    ] = None,
+    rag: Annotated[
+        bool, typer.Option("--rag", help="Evaluate models without a memory on what retrieval finds, too.")
+    ] = False,
     recipes: Annotated[
         list[Path] | None, typer.Option("--recipe", help="Recipes instead of a scale's; the first one leads.")
     ] = None,
@@ -40,38 +63,49 @@ def reproduce(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The job's folder; default: runs/reproduce-SCALE.")] = None,
 ) -> None:
-    """Train LM2 and a Llama of its size on the same samples, evaluate both far beyond them, and write a report.
+    """Train LM2 and its rivals, all of one size, on the same samples, evaluate all far beyond them, and report.
 
     Started again with the same options, it goes on where it was. The leader (first recipe) decides at which steps the
     stages end; the others change stages at the same steps, so that all read the same tokens.
     """
     from lm2.cli.jobs import available_cores, hold_folder, run_jobs
     from lm2.cli.reproduce_checks import check_job
+    from lm2.cli.reproduce_cost import cost_job
     from lm2.cli.reproduce_report import print_summary, write_report
 
-    if scale is not None and recipes:
-        raise ValueError("give --scale or --recipe, not both")
+    for option, given in (("--scale", scale), ("--models", models)):
+        if given is not None and recipes:
+            raise ValueError(f"give {option} or --recipe, not both")
     folder = out or Path("runs") / f"reproduce-{'custom' if recipes else scale or 'laptop'}"
     changes = [*(overrides or ()), *_source_overrides(facts, background)]
-    paths = recipes or _of_scale(scale or "laptop")
-    by_seed = _read_all(paths, changes, list(dict.fromkeys(seeds or [])))
+    paths = recipes or recipes_of_scale(scale or "laptop", models)
+    retrieves = rag or models == _EVERYTHING
+    by_seed = _read_all(paths, retrieves, changes, list(dict.fromkeys(seeds or [])))
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("the report's pictures need matplotlib: pip install 'lm2[viz]'")
-    check_job(next(iter(by_seed.values())))
+    if retrieves and importlib.util.find_spec("bm25s") is None:
+        raise ValueError("retrieval needs bm25s: pip install 'lm2[rag]'")
+    check_job([entry.recipe for entry in next(iter(by_seed.values())) if not entry.retrieves])
     _open_folder(folder, by_seed)
     print(f"lm2 reproduce: in {folder}; the same command goes on with it after an interruption", file=sys.stderr)
-    jobs = [job for seed, rivals in by_seed.items() for job in _jobs(folder, rivals, seed)]
-    is_on_gpu = any(rival.train.device == "cuda" for rivals in by_seed.values() for rival in rivals)
-    most_processes = max(rival.train.processes for rivals in by_seed.values() for rival in rivals)
+    jobs = [job for entries in by_seed.values() for job in _jobs(folder, entries)]
+    settings = [entry.recipe.train for entries in by_seed.values() for entry in entries]
+    is_on_gpu = any(setting.device == "cuda" for setting in settings)
+    most_processes = max(setting.processes for setting in settings)
     slots = 1 if is_on_gpu else max(1, available_cores() // most_processes)
     with hold_folder(folder) as lock:
         run_jobs(jobs, slots, lock)
-        report = write_report(folder, by_seed, command_line(scale, recipes, by_seed, facts, background, overrides))
+        # By itself, so that models compete with nothing but one another.
+        run_jobs([cost_job(folder, by_seed)], slots, lock)
+        command = command_line(scale, models, rag, recipes, by_seed, facts, background, overrides)
+        report = write_report(folder, by_seed, command)
     print_summary(report, folder)
 
 
 def command_line(
     scale: str | None,
+    models: str | None,
+    rag: bool,
     recipes: list[Path] | None,
     seeds: Iterable[int],
     facts: str | None,
@@ -83,6 +117,7 @@ def command_line(
 
     options: list[tuple[str, Iterable[object]]] = [
         ("--scale", [scale] if scale else []),
+        ("--models", [models] if models else []),
         ("--recipe", recipes or []),
         ("--seed", seeds),
         ("--facts", [facts] if facts else []),
@@ -90,23 +125,37 @@ def command_line(
         ("--set", overrides or []),
     ]
     words = [word for name, values in options for value in values for word in (name, str(value))]
-    return shlex.join(["./run", "reproduce", *words])
+    return shlex.join(["./run", "reproduce", *words, *(["--rag"] if rag else [])])
 
 
-def run_name(recipe: "Recipe") -> str:
-    """What results call a run: recipe and seed. It is the name of its folder, too."""
-    return f"{recipe.name}-seed{recipe.seed}"
+def recipes_of_scale(scale: str, models: str | None) -> list[Path]:
+    """The recipes of a scale's models that are named, the leader first.
 
-
-def _of_scale(scale: str) -> list[Path]:
+    Raises:
+        ValueError: no such scale or model, or no recipes here.
+    """
     if scale not in SCALES:
         raise ValueError(f"--scale is {scale!r}, but must be {', '.join(SCALES)}")
-    paths = [_RECIPES / f"{name}.yaml" for name in SCALES[scale]]
+    names = _chosen(models, scale)
+    paths = [_RECIPES / f"{recipe}.yaml" for name, recipe in SCALES[scale].items() if name in names]
     if not all(path.is_file() for path in paths):
         raise ValueError(
             f"the recipes of --scale {scale} are in the project's recipes/ folder, not here: give --recipe"
         )
     return paths
+
+
+def _chosen(models: str | None, scale: str) -> list[str]:
+    there = list(SCALES[scale])
+    if models is None:
+        return [name for name in _USUAL if name in there]
+    if models == _EVERYTHING:
+        return there
+    names = [name.strip() for name in models.split(",")]
+    for name in names:
+        if name not in there:
+            raise ValueError(f"--models has {name!r}, but --scale {scale} has {', '.join(there)}, or {_EVERYTHING}")
+    return names
 
 
 def _source_overrides(facts: str | None, background: str | None) -> list[str]:
@@ -117,22 +166,28 @@ def _source_overrides(facts: str | None, background: str | None) -> list[str]:
     return [f"{key}={json.dumps(source)}" for key, source in given if source is not None]
 
 
-def _read_all(paths: list[Path], changes: list[str], seeds: list[int]) -> "dict[int, list[Recipe]]":
-    """The recipes for each seed; without seeds, for the leader's own."""
+def _read_all(paths: list[Path], rag: bool, changes: list[str], seeds: list[int]) -> dict[int, list[Entry]]:
+    """What is compared, for each seed; without seeds, for the leader's own."""
     from lm2.train.config import load_recipe
 
     if seeds and any(change.partition("=")[0].strip() == "seed" for change in changes):
         raise ValueError("give --seed or --set seed, not both")
-    seeds = seeds or [load_recipe(paths[0], changes).seed]
-    return {seed: [load_recipe(path, [*changes, f"seed={seed}"]) for path in paths] for seed in seeds}
+    by_seed = {}
+    for seed in seeds or [load_recipe(paths[0], changes).seed]:
+        trained = [Entry(load_recipe(path, [*changes, f"seed={seed}"])) for path in paths]
+        readers = [entry for entry in trained if entry.recipe.model.architecture == "llama"]
+        if rag and not readers:
+            raise ValueError("--rag has no effect without a model that has no memory; name a llama, too")
+        by_seed[seed] = [*trained, *(Entry(entry.recipe, retrieves=True) for entry in readers if rag)]
+    return by_seed
 
 
-def _open_folder(folder: Path, by_seed: "dict[int, list[Recipe]]") -> None:
+def _open_folder(folder: Path, by_seed: dict[int, list[Entry]]) -> None:
     """Makes the job's folder, or checks that it is this job's."""
     from lm2.data.files import write_whole
     from lm2.train.config import dump_recipe
 
-    wanted = {run_name(rival): dump_recipe(rival) for rivals in by_seed.values() for rival in rivals}
+    wanted = {entry.run_name: dump_recipe(entry.recipe) for entries in by_seed.values() for entry in entries}
     path = folder / "job.json"
     if path.is_file():
         found = json.loads(path.read_text("utf-8"))
@@ -159,26 +214,26 @@ def _differences(found: dict[str, str], wanted: dict[str, str]) -> list[str]:
     return list(dict.fromkeys(line for pair in pairs for line in differing_keys(*pair)))
 
 
-def _jobs(folder: Path, rivals: "list[Recipe]", seed: int) -> "list[Job]":
-    """Training and evaluation of all rivals with one seed. Followers start when the leader is in its last stage."""
-    leader = rivals[0]
-    trained = [_training(folder, leader, rival) for rival in rivals]
-    return [*trained, *(_evaluation(folder, rival) for rival in rivals)]
+def _jobs(folder: Path, entries: list[Entry]) -> "list[Job]":
+    """Training and evaluation with one seed. Followers start when the leader is in its last stage."""
+    leader = entries[0]
+    trained = [_training(folder, leader, entry) for entry in entries if not entry.retrieves]
+    return [*trained, *(_evaluation(folder, entry) for entry in entries)]
 
 
-def _training(folder: Path, leader: "Recipe", rival: "Recipe") -> "Job":
+def _training(folder: Path, leader: Entry, entry: Entry) -> "Job":
     from lm2.cli.jobs import Job
     from lm2.cli.provenance import record_path
     from lm2.cli.run_logs import last_step, stage_steps
 
-    run = folder / run_name(rival)
-    num_ends = len(leader.curriculum) - 1
+    run, rival = folder / entry.run_name, entry.recipe
+    num_ends = len(leader.recipe.curriculum) - 1
 
     def command() -> list[str]:
         from lm2.data.files import write_whole
         from lm2.train.config import dump_recipe
 
-        resolved = rival if rival is leader else follow(rival, stage_steps(folder / run_name(leader)))
+        resolved = rival if entry is leader else follow(rival, stage_steps(folder / leader.run_name))
         path = folder / "recipes" / f"{run.name}.yaml"
         path.parent.mkdir(exist_ok=True)
         with write_whole(path) as file:
@@ -194,8 +249,8 @@ def _training(folder: Path, leader: "Recipe", rival: "Recipe") -> "Job":
         f"train {run.name}",
         command,
         folder / "logs" / f"train-{run.name}.log",
-        is_done=lambda: record_path(run / "model").exists(),
-        is_ready=lambda: rival is leader or len(stage_steps(folder / run_name(leader))) == num_ends,
+        is_done=lambda: record_path(entry.model(folder)).exists(),
+        is_ready=lambda: entry is leader or len(stage_steps(folder / leader.run_name)) == num_ends,
         progress=lambda: last_step(run) / rival.schedule.total_steps,
     )
 
@@ -209,14 +264,13 @@ def follow(rival: "Recipe", steps: list[int]) -> "Recipe":
     return replace(rival, curriculum=tuple(stages))
 
 
-def _evaluation(folder: Path, rival: "Recipe") -> "Job":
+def _evaluation(folder: Path, entry: Entry) -> "Job":
     from lm2.cli.jobs import Job
     from lm2.cli.provenance import record_path
     from lm2.cli.run_logs import count_predictions
     from lm2.data.lengths import context_tokens
 
-    run, asked, data = folder / run_name(rival), rival.evaluation, rival.data
-    out = run / "eval"
+    out, asked, data = entry.results(folder), entry.recipe.evaluation, entry.recipe.data
     lengths = [length for length in asked.lengths if context_tokens(length)]
 
     def command() -> list[str]:
@@ -226,22 +280,24 @@ def _evaluation(folder: Path, rival: "Recipe") -> "Job":
             "--samples": asked.samples,
             "--batch-size": asked.batch_size,
             "--facts": data.facts,
-            "--name": run.name,
+            "--name": entry.run_name,
             "--out": out,
         }
         if lengths and data.background is not None:
             options["--background"] = data.background
+        if entry.retrieves:
+            options["--rag"] = "bm25"
         words = [str(word) for option in options.items() for word in option]
         flags = ["--allow-repeats"] if data.allow_repeats and lengths else []
         flags += ["--resume"] if (out / "run.json").exists() else []
-        return [sys.executable, "-m", "lm2.cli.main", "eval", "babilong", str(run / "model"), *words, *flags]
+        return [sys.executable, "-m", "lm2.cli.main", "eval", "babilong", str(entry.model(folder)), *words, *flags]
 
     total = len(asked.tasks) * len(asked.lengths) * asked.samples
     return Job(
-        f"evaluate {run.name}",
+        f"evaluate {entry.run_name}",
         command,
-        folder / "logs" / f"eval-{run.name}.log",
+        folder / "logs" / f"eval-{entry.run_name}.log",
         is_done=lambda: (out / "scores.json").exists(),
-        is_ready=lambda: record_path(run / "model").exists(),
+        is_ready=lambda: record_path(entry.model(folder)).exists(),
         progress=lambda: count_predictions(out / "predictions") / total,
     )

@@ -7,6 +7,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from lm2.cli.reproduce_cost import cost_blocks, cost_facts, longest_in_training
+from lm2.cli.reproduce_entries import BySeed
+
 if TYPE_CHECKING:
     from lm2.eval.babilong import Comparison
     from lm2.eval.grids import Grid, GridCell
@@ -14,19 +17,18 @@ if TYPE_CHECKING:
     from lm2.eval.report_figures import Curve
     from lm2.train.config import Recipe
 
-    BySeed = Mapping[int, Sequence[Recipe]]
     Repeated = dict[str, list[Grid]]
 
 _METRIC = "exact"
 _MIB = 2**20
 
 
-def write_report(folder: Path, by_seed: "BySeed", command: str) -> dict[str, Any]:
+def write_report(folder: Path, by_seed: BySeed, command: str) -> dict[str, Any]:
     """Writes report.md, report.json, report.html and their pictures.
 
     Args:
         folder: The job's.
-        by_seed: For each seed the recipes, the leader first; all runs are trained and evaluated.
+        by_seed: What is compared for each seed, the leader first; all is trained, evaluated and measured.
         command: That makes the job again.
 
     Returns:
@@ -35,9 +37,13 @@ def write_report(folder: Path, by_seed: "BySeed", command: str) -> dict[str, Any
     from lm2.data.files import write_whole
     from lm2.eval.report import to_html, to_markdown
 
-    longest = longest_in_training(next(iter(by_seed.values()))[0])
+    entries = [entry for of_seed in by_seed.values() for entry in of_seed]
+    longest = longest_in_training(entries[0].recipe)
     grids = _grids(folder, by_seed)
-    facts = {run.name: _run_facts(folder / run.name, rival) for run, rival in _runs(folder, by_seed)}
+    facts = {
+        entry.run_name: _run_facts(folder / entry.run_name, entry.recipe) for entry in entries if not entry.retrieves
+    }
+    costs = cost_facts(folder, by_seed, facts)
     _check_same_stream(by_seed, facts)
     comparisons = _compare(folder, by_seed, longest)
     report: dict[str, Any] = {
@@ -55,8 +61,10 @@ def write_report(folder: Path, by_seed: "BySeed", command: str) -> dict[str, Any
         },
         "comparisons": [{"lengths": name, **asdict(comparison)} for name, comparison in comparisons],
         "runs": facts,
+        "costs": costs,
+        "retrieval": {entry.run_name: _retrieval(entry.results(folder)) for entry in entries if entry.retrieves},
     }
-    pictures = _draw(folder, by_seed, grids, facts, longest)
+    pictures = _draw(folder, by_seed, grids, report)
     blocks = _blocks(report, grids, comparisons, pictures)
     texts = {
         "report.json": json.dumps(report, indent=2) + "\n",
@@ -85,29 +93,15 @@ def print_summary(report: Mapping[str, Any], folder: Path) -> None:
     print(f"the report is in {folder / 'report.html'}")
 
 
-def longest_in_training(recipe: "Recipe") -> int:
-    """Tokens of the longest samples that a recipe trains on."""
-    segment = recipe.data.segment_length_tokens or 0
-    return max(
-        stage.segments.max * segment if stage.segments is not None else max(stage.lengths_tokens or (0,))
-        for stage in recipe.curriculum
-    )
-
-
-def _runs(folder: Path, by_seed: "BySeed") -> "list[tuple[Path, Recipe]]":
-    from lm2.cli.reproduce import run_name
-
-    return [(folder / run_name(rival), rival) for rivals in by_seed.values() for rival in rivals]
-
-
-def _grids(folder: Path, by_seed: "BySeed") -> "Repeated":
+def _grids(folder: Path, by_seed: BySeed) -> "Repeated":
     from lm2.eval.grids import grids_of_scores
     from lm2.eval.scores_json import read_scores
 
     grids: Repeated = {}
-    for run, rival in _runs(folder, by_seed):
-        [grid] = grids_of_scores([read_scores(run / "eval" / "scores.json")], _METRIC)
-        grids.setdefault(rival.name, []).append(grid)
+    for entries in by_seed.values():
+        for entry in entries:
+            [grid] = grids_of_scores([read_scores(entry.results(folder) / "scores.json")], _METRIC)
+            grids.setdefault(entry.name, []).append(grid)
     return grids
 
 
@@ -139,17 +133,21 @@ def _stages(log: list[dict[str, Any]], names: list[str], total_steps: int) -> li
     ]
 
 
-def _check_same_stream(by_seed: "BySeed", facts: Mapping[str, Mapping[str, Any]]) -> None:
-    from lm2.cli.reproduce import run_name
+def _retrieval(results: Path) -> list[dict[str, Any]]:
+    """How much of the supporting facts retrieval has found, by task and length."""
+    cells: list[dict[str, Any]] = json.loads((results / "retrieval.json").read_text("utf-8"))["cells"]
+    return cells
 
-    for rivals in by_seed.values():
-        read = {(facts[run_name(rival)]["steps"], facts[run_name(rival)]["tokens"]) for rival in rivals}
+
+def _check_same_stream(by_seed: BySeed, facts: Mapping[str, Mapping[str, Any]]) -> None:
+    for entries in by_seed.values():
+        runs = [facts[entry.run_name] for entry in entries if not entry.retrieves]
+        read = {(run["steps"], run["tokens"]) for run in runs}
         assert len(read) == 1, f"rivals read the same tokens in the same steps: {read}"
 
 
-def _compare(folder: Path, by_seed: "BySeed", longest: int) -> "list[tuple[str, Comparison]]":
+def _compare(folder: Path, by_seed: BySeed, longest: int) -> "list[tuple[str, Comparison]]":
     """Leader against each other model, for each seed, within the lengths of training and beyond."""
-    from lm2.cli.reproduce import run_name
     from lm2.data.lengths import context_tokens
     from lm2.eval.compare import compare
     from lm2.eval.predictions import find_prediction_files, read_predictions
@@ -157,8 +155,8 @@ def _compare(folder: Path, by_seed: "BySeed", longest: int) -> "list[tuple[str, 
     found = []
     for leader, *others in by_seed.values():
         rows = {
-            rival.name: read_predictions(find_prediction_files([folder / run_name(rival) / "eval" / "predictions"]))
-            for rival in (leader, *others)
+            entry.name: read_predictions(find_prediction_files([entry.results(folder) / "predictions"]))
+            for entry in (leader, *others)
         }
         for other in others:
             for name, is_beyond in (("within training lengths", False), ("beyond", True)):
@@ -171,14 +169,13 @@ def _compare(folder: Path, by_seed: "BySeed", longest: int) -> "list[tuple[str, 
     return found
 
 
-def _draw(
-    folder: Path, by_seed: "BySeed", grids: "Repeated", facts: Mapping[str, Mapping[str, Any]], longest: int
-) -> dict[str, str]:
+def _draw(folder: Path, by_seed: BySeed, grids: "Repeated", report: Mapping[str, Any]) -> dict[str, str]:
     """Draws all pictures; returns their names and what they show."""
     from lm2.cli.run_logs import read_run_log
     from lm2.eval.figures import draw_heat_table, draw_radar, plan_radar, save_figure
-    from lm2.eval.report_figures import draw_lengths, draw_training
+    from lm2.eval.report_figures import draw_cost, draw_lengths, draw_training
 
+    facts, longest = report["runs"], report["longest_in_training_tokens"]
     every = [grid for repetitions in grids.values() for grid in repetitions]
     tasks = every[0].tasks
     models = " and ".join(grids)
@@ -190,12 +187,21 @@ def _draw(
         for task in tasks
     }
     curves: dict[str, list[Curve]] = {}
-    for run, rival in _runs(folder, by_seed):
-        curve = _curve(read_run_log(run), facts[run.name]["steps"], facts[run.name]["tokens"])
-        curves.setdefault(rival.name, []).append(curve)
+    for entry in (entry for entries in by_seed.values() for entry in entries if not entry.retrieves):
+        run = facts[entry.run_name]
+        curve = _curve(read_run_log(folder / entry.run_name), run["steps"], run["tokens"])
+        curves.setdefault(entry.name, []).append(curve)
+    points = {
+        model: [
+            (row["length"], row["flops"], _mean_accuracy(report["accuracy"][model], row["length"]))
+            for row in cost["reading"]
+        ]
+        for model, cost in report["costs"].items()
+    }
+    drawn["cost.png"] = draw_cost(points), f"Accuracy of {models} against the operations of reading; tables have both."
     drawn["training.png"] = (
         draw_training(curves),
-        f"Accuracy in validation and loss of {models} over the tokens of training.",
+        f"Accuracy in validation and loss of {' and '.join(curves)} over the tokens of training.",
     )
     drawn["heat.png"] = draw_heat_table(every), "Accuracy of every run by task and length; the tables have the numbers."
     if plan_radar(every).grids:
@@ -203,6 +209,11 @@ def _draw(
     for name, (figure, _) in drawn.items():
         save_figure(figure, folder / name)
     return {name: alt for name, (_, alt) in drawn.items()}
+
+
+def _mean_accuracy(cells: Sequence[Mapping[str, Any]], length: str) -> float:
+    """Over tasks and seeds."""
+    return fmean(fmean(cell["seeds"]) for cell in cells if cell["length"] == length)
 
 
 def _curve(log: list[dict[str, Any]], steps: int, tokens: int) -> "Curve":
@@ -280,6 +291,8 @@ def _blocks(
                 for lengths, found in comparisons
             ],
         ),
+        *_retrieval_blocks(report["retrieval"]),
+        *cost_blocks(report["costs"], pictures),
         Heading("Training"),
         Text(
             "Times are ratios to the first model with the same seed; all read the same tokens, so speeds are the "
@@ -299,6 +312,25 @@ def _blocks(
         Text("Percent with Wilson's 95% interval; * not above the best constant answer, which lies in the interval."),
         _run_table(grids),
         *(Picture(name, alt) for name, alt in pictures.items() if name in ("heat.png", "radar.png")),
+    ]
+
+
+def _retrieval_blocks(retrieval: "Mapping[str, Sequence[Mapping[str, Any]]]") -> "list[Block]":
+    from lm2.eval.report import Heading, Table, Text
+
+    if not retrieval:
+        return []
+    lengths = list(dict.fromkeys(cell["length"] for cells in retrieval.values() for cell in cells))
+    rows = []
+    for name, cells in retrieval.items():
+        found = {(cell["task"], cell["length"]): cell["support_recall"] for cell in cells}
+        for task in dict.fromkeys(cell["task"] for cell in cells):
+            shares = [found[task, length] for length in lengths]
+            rows.append([name, task, *("-" if share is None else _percent(share) for share in shares)])
+    return [
+        Heading("Retrieval"),
+        Text("Percent of the supporting facts that were among the sentences that retrieval found."),
+        Table(["run", "task", *lengths], rows),
     ]
 
 

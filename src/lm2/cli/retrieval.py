@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from lm2.baselines.rag import RAG, BM25Retriever, DenseRetriever, piece_spans, sentence_spans
+from lm2.baselines.rag import RAG, USUAL_TOP_K, BM25Retriever, DenseRetriever, piece_spans, sentence_spans
 from lm2.eval.questions import AskedQuestion, Questions, prompt_tokens
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from lm2.data.encoding import TextEncoder
     from lm2.eval.prompts import PromptParts
-
-_TOP_K = 5
 
 
 def open_rag(
@@ -44,9 +42,10 @@ def open_rag(
         raise ValueError(f"--rag-passages is {unit!r}, but must be sentence or a number of tokens")
     scorer = BM25Retriever() if retriever == "bm25" else DenseRetriever(Path(retriever))
     cut = sentence_spans if unit == "sentence" else partial(piece_spans, num_tokens=int(unit), encoder=encoder)
-    rag = RAG(scorer, cut, _TOP_K if top_k is None else top_k, "similarity" if order == "similarity" else "document")
+    rag = RAG(scorer, cut, top_k, "similarity" if order == "similarity" else "document")
     of_what = "sentences" if unit == "sentence" else f"pieces of {unit} tokens"
-    return rag, f"{scorer.name}, {rag.top_k} {of_what}, {rag.order} order"
+    count = f"up to {USUAL_TOP_K}" if top_k is None else top_k
+    return rag, f"{scorer.name}, {count} {of_what}, {rag.order} order"
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,39 @@ def draw_training(curves: Mapping[str, Sequence[Curve]]) -> Figure:
     return figure
 
 
+def draw_cost(points: Mapping[str, Sequence[tuple[str, float, float]]]) -> Figure:
+    """Accuracy against the operations that reading costs: a line for each model, a point for each length.
+
+    Args:
+        points: By model (length, operations, share right).
+    """
+    with mpl.rc_context(_STYLE):
+        figure = _new_figure(5.0)
+        axes = figure.add_subplot()
+        for place, (model, row) in enumerate(points.items()):
+            colour = _COLOURS[place % len(_COLOURS)]
+            axes.plot(
+                [operations for _, operations, _ in row],
+                [100 * share for _, _, share in row],
+                color=colour,
+                marker=_MARKERS[place % len(_MARKERS)],
+                markersize=5,
+                linewidth=1.2,
+                alpha=0.9,
+                label=model,
+            )
+            length, operations, share = row[-1]
+            axes.annotate(
+                length, (operations, 100 * share), (4, 4), textcoords="offset points", color=colour, fontsize=8
+            )
+        axes.set_xscale("log")
+        _finish(axes, "operations to read a question with its context", "accuracy in % (exact match)")
+        axes.set_ylim(-2, 108)
+        axes.set_title("Accuracy against cost: each length a point, the longest named")
+        figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    return figure
+
+
 def _reach(cells: Iterable[GridCell]) -> tuple[list[float], list[float]]:
     """Percent from each accuracy down and up to the ends of its interval; 0 where there is none."""
     pairs = [
