@@ -268,7 +268,7 @@ def test_what_a_killed_command_leaves_running_holds_the_folder(tmp_path: Path) -
 def test_tables_know_how_models_were_trained(job: tuple[Path, Any]) -> None:
     folder, _ = job
     files = [str(folder / f"{name}-seed3" / "eval" / "scores.json") for name in ("toy", "rival")]
-    words = [sys.executable, "-m", "lm2.cli.main", "tables", *files]
+    words = [sys.executable, "-m", "lm2.cli.main", "tables", "babilong", *files]
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300, check=True)
     parameters = json.loads((folder / "report.json").read_text("utf-8"))["runs"]["toy-seed3"]["parameters"]
     assert f"{parameters:,}" in done.stdout
@@ -278,16 +278,15 @@ def test_tables_know_how_models_were_trained(job: tuple[Path, Any]) -> None:
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_equal_one(job: tuple[Path, Any], tmp_path: Path, parallel: str) -> None:
     options = ("--set", f"train.parallel={parallel}", "--set", "train.processes=2", "--seed", "3")
-    done = run(tmp_path, rivals(), *options)
+    done = run(tmp_path, rivals()[:1], *options)
     assert done.returncode == 0, done.stderr
-    for name in ("toy-seed3", "rival-seed3"):
-        ours, one = (folder / name for folder in (tmp_path / "job", job[0]))
-        for row, expected in zip(log_of(ours, "train"), log_of(one, "train"), strict=True):
-            assert row["loss"] == pytest.approx(expected["loss"], rel=5e-6)
-        weights, expected_weights = (load_file(run / "model" / "model.safetensors") for run in (ours, one))
-        assert weights.keys() == expected_weights.keys()
-        for key, value in weights.items():
-            torch.testing.assert_close(value, expected_weights[key], rtol=0, atol=5e-6)
+    ours, one = (folder / "toy-seed3" for folder in (tmp_path / "job", job[0]))
+    for row, expected in zip(log_of(ours, "train"), log_of(one, "train"), strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=5e-6)
+    weights, expected_weights = (load_file(run / "model" / "model.safetensors") for run in (ours, one))
+    assert weights.keys() == expected_weights.keys()
+    for key, value in weights.items():
+        torch.testing.assert_close(value, expected_weights[key], rtol=0, atol=5e-6)
 
 
 def test_follow_ends_stages_by_the_leaders_steps() -> None:

@@ -1,4 +1,4 @@
-"""`lm2 tables` as users call it: files, what is printed, and refusals that leave nothing behind."""
+"""`lm2 tables babilong` as users call it: files, what is printed, and refusals that leave nothing behind."""
 
 import csv
 import importlib.util
@@ -17,7 +17,7 @@ ALL_FILES = ["averages.csv", "cells.csv", "heat.png", "heat.svg", "radar.png", "
 
 
 def invoke(*arguments: object):
-    return CliRunner().invoke(app, ["tables", *map(str, arguments)])
+    return CliRunner().invoke(app, ["tables", "babilong", *map(str, arguments)])
 
 
 def names_in(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ import typer
 
 from lm2.cli.options import Device, Dtype, ModelFolder, ModelTokenizer
 
-_KIND, _VERSION = "lm2-harness", 1
+KIND, VERSION = "lm2-harness", 1
 
 
 def harness(
@@ -18,6 +18,9 @@ def harness(
     out: Annotated[Path | None, typer.Option("--out", help="File for the results, JSON.")] = None,
     include_path: Annotated[
         Path | None, typer.Option("--include-path", help="A folder with tasks of your own (YAML), also on local files.")
+    ] = None,
+    metadata: Annotated[
+        str | None, typer.Option("--metadata", help='Choices of a task, JSON: \'{"lengths": "0k,4k"}\' (babilong).')
     ] = None,
     num_fewshot: Annotated[
         int | None, typer.Option("--num-fewshot", help="Worked examples before a question; else as the task says.")
@@ -53,15 +56,17 @@ def harness(
     from lm2.cli.load_model import hash_weights, load_model
     from lm2.data.files import write_whole
     from lm2.eval.harness import HarnessLM
+    from lm2.eval.harness_babilong import TASKS_FOLDER
 
+    chosen = _parse_metadata(metadata)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    # The harness's own thousands of tasks take long to list.
-    own = None if include_path is None else TaskManager(include_path=str(include_path), include_defaults=False)
-    if own is not None and set(names) <= set(own.all_tasks):
-        manager = own
-    else:
-        manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    folders = [str(TASKS_FOLDER), *([] if include_path is None else [str(include_path)])]
+    manager = TaskManager(include_path=folders, include_defaults=False, metadata=chosen)
+    if not set(names) <= set(manager.all_tasks):
+        # The harness's own thousands of tasks take long to list.
+        manager = TaskManager(include_path=folders, metadata=chosen)
     _check_tasks(names, manager)
+    _check_metadata(chosen, names)
     loaded = load_model(model, device, dtype, tokenizer)
     asked = HarnessLM(loaded.model, loaded.tokenizer, batch_size=batch_size, truncate=truncate)
     try:
@@ -85,13 +90,14 @@ def harness(
     assert results is not None, "this is the only process"
     if out is not None:
         document = {
-            "kind": _KIND,
-            "version": _VERSION,
+            "kind": KIND,
+            "version": VERSION,
             "model": loaded.name,
             "weights_sha256": hash_weights(model),
             "parameters": loaded.model.num_parameters(),
             "settings": {
                 "tasks": names,
+                "metadata": chosen,
                 "num_fewshot": num_fewshot,
                 "limit": limit,
                 "truncate": truncate,
@@ -110,6 +116,26 @@ def harness(
         print(make_table(results, "groups"))
     if asked.num_truncated:
         print(f"{asked.num_truncated} requests were too long for the model; it read their ends only")
+
+
+def _parse_metadata(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        chosen = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"--metadata is {text!r}, which is no JSON: {error}") from error
+    if not isinstance(chosen, dict):
+        raise ValueError(f'--metadata is {text!r}, but must be an object, such as {{"lengths": "0k,4k"}}')
+    return chosen
+
+
+def _check_metadata(chosen: dict[str, Any] | None, names: list[str]) -> None:
+    """Other people's tasks know what they know; ours say what they do not."""
+    from lm2.eval.harness_babilong import check_metadata
+
+    if chosen is not None and all(name.startswith("babilong") for name in names):
+        check_metadata(chosen)
 
 
 def _check_tasks(names: list[str], manager: Any) -> None:

@@ -46,7 +46,7 @@ app.command("reproduce")(reproduce)
 app.add_typer(evaluate, name="eval")
 app.command("generate")(generate)
 app.command("score")(score)
-app.command("tables")(tables)
+app.add_typer(tables, name="tables")
 
 
 def _print_version(requested: bool) -> None:

@@ -35,7 +35,8 @@ def score(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model of the .csv files; else the name of their folder.")] = None,
     json_path: Annotated[
-        Path | None, typer.Option("--json", help="Write the scores by all metrics to this file, for `lm2 tables`.")
+        Path | None,
+        typer.Option("--json", help="Write the scores by all metrics to this file, for `lm2 tables babilong`."),
     ] = None,
 ) -> None:
     """Score BABILong predictions: accuracy with 95% intervals, n and chance per cell, averages, paired comparisons."""
