@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from train.toy_run import TESTS, log_of, toy_recipe
+from train.toy_run import log_of, toy_recipe
 
 from lm2.cli.jobs import hold_folder
 from lm2.cli.load_model import load_model
@@ -58,7 +58,7 @@ def command(folder: Path, recipes: list[Recipe], *options: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent / "src")}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def run(folder: Path, recipes: list[Recipe], *options: str) -> subprocess.CompletedProcess[str]:

@@ -235,7 +235,7 @@ def test_a_killed_run_goes_on(folders, tmp_path):
     code = "from lm2.cli.eval import evaluate; evaluate()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "babilong", str(folders["lm2"]), *cells, "--out", str(out)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
     )
     path = out / "predictions" / "qa1_0k.jsonl"
