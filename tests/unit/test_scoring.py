@@ -28,6 +28,19 @@ def predict(
     return Prediction(model, prompt, task, length, index, asked, target, output)
 
 
+def counted_by(tokenizer: str | None, **fields) -> list[Prediction]:
+    return [replace(predict(**fields), lengths_counted_by=tokenizer)]
+
+
+def test_samples_made_by_different_tokenizers_are_not_compared():
+    with pytest.raises(ValueError, match="have different tokenizers"):
+        compare(counted_by("a"), counted_by("b", model="theirs"), "exact")
+    for ours, theirs in (("a", "a"), ("a", None), (None, None)):
+        compare(counted_by(ours), counted_by(theirs, model="theirs"), "exact")
+    # Facts alone are the same.
+    compare(counted_by("a", length="0k"), counted_by("b", length="0k", model="theirs"), "exact")
+
+
 def cell_rows(outputs: list[str], targets: list[str], **fields) -> list[Prediction]:
     pairs = zip(targets, outputs, strict=True)
     return [predict(target, output, index, **fields) for index, (target, output) in enumerate(pairs)]

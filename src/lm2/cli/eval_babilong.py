@@ -174,6 +174,7 @@ def babilong(
         "prompt": settings["prompt"],
         **questions.names,
         "tokenizer": loaded.tokenizer_name,
+        "lengths_counted_by": encoder.fingerprint if dataset is None else None,
     }
     _ask_all(loaded, questions, cells, decoding, truncate, batch_size, fields)
     about = {

@@ -39,7 +39,7 @@ def compare(
 
     Raises:
         ValueError: the samples differ in task, length, index, question or target; rows of several models or prompts;
-            no rows; a bad number.
+            samples whose lengths different tokenizers have counted; no rows; a bad number.
     """
     check_metric(metric)
     if resamples < 1000:
@@ -117,6 +117,13 @@ def _check_pairs(ours: dict[_Key, Prediction], theirs: dict[_Key, Prediction], n
                 f"on the same samples only"
             )
     for key, row in ours.items():
+        counted_by = {row.lengths_counted_by, theirs[key].lengths_counted_by} - {None}
+        # Without background a sample is the same whoever counts.
+        if len(counted_by) > 1 and context_tokens(row.length):
+            raise ValueError(
+                f"{name} and {other} have different tokenizers, and each counted the lengths of its own samples: they read "
+                "different texts. Make samples once (lm2 data babilong) and ask both with --dataset"
+            )
         for what in ("question", "target"):
             value, other_value = getattr(row, what), getattr(theirs[key], what)
             if value != other_value:

@@ -44,7 +44,12 @@ _INDEX_COLUMNS = ("", "Unnamed: 0")
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model answered to one sample. `index` is the sample's place in its cell of the dataset, from 0."""
+    """What a model answered to one sample.
+
+    `index` is the sample's place in its cell of the dataset, from 0. `lengths_counted_by` is the fingerprint of the
+    tokenizer in whose tokens the length was counted when the sample was made; None where that is not known, or where
+    the sample was read.
+    """
 
     model: str
     prompt: str
@@ -54,6 +59,7 @@ class Prediction:
     question: str
     target: str
     output: str
+    lengths_counted_by: str | None = None
 
 
 def find_prediction_files(paths: Iterable[Path]) -> list[Path]:
@@ -201,11 +207,14 @@ def _parse_row(line: str) -> Prediction:
     for key in ("model", "prompt"):
         if not values[key].strip():
             raise ValueError(f"{key!r} is empty")
+    counted_by = row.get("lengths_counted_by")
+    if not (counted_by is None or isinstance(counted_by, str)):
+        raise ValueError(f"'lengths_counted_by' is {counted_by!r}, but must be a string or null")
     if values["index"] < 0:
         raise ValueError(f"'index' is {values['index']}, but must be 0 or more")
     check_task(values["task"])
     context_tokens(values["length"])
-    return Prediction(**values)
+    return Prediction(**values, lengths_counted_by=counted_by)
 
 
 def _read_csv(path: Path, model: str | None) -> Iterator[tuple[int, Prediction]]:
