@@ -121,8 +121,8 @@ def _check_pairs(ours: dict[_Key, Prediction], theirs: dict[_Key, Prediction], n
         # Without background a sample is the same whoever counts.
         if len(counted_by) > 1 and context_tokens(row.length):
             raise ValueError(
-                f"{name} and {other} have different tokenizers, and each counted the lengths of its own samples: they read "
-                "different texts. Make samples once (lm2 data babilong) and ask both with --dataset"
+                f"{name} and {other} have different tokenizers, and each counted the lengths of its own samples: they "
+                "read different texts. Make samples once (lm2 data babilong) and ask both with --dataset"
             )
         for what in ("question", "target"):
             value, other_value = getattr(row, what), getattr(theirs[key], what)
