@@ -155,6 +155,9 @@ def draw_cost(points: Mapping[str, Sequence[tuple[str, float, float]]]) -> Figur
                 length, (operations, 100 * share), (4, 4), textcoords="offset points", color=colour, fontsize=8
             )
         axes.set_xscale("log")
+        # Else powers of ten are written as formulas, which are off for the sake of models' names.
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.margins(x=0.08)
         _finish(axes, "operations to read a question with its context", "accuracy in % (exact match)")
         axes.set_ylim(-2, 108)
         axes.set_title("Accuracy against cost: each length a point, the longest named")
