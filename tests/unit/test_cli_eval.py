@@ -108,6 +108,7 @@ def test_rows_hold_what_the_model_answers_to_the_plain_prompt(folders, maker, tm
                 "background": None,
                 "dataset": None,
                 "tokenizer": name,
+                "lengths_counted_by": maker.encoder.fingerprint,
             }
         assert len(files[f"qa{task}_0k.jsonl"]) == 5
     scores = read_scores(tmp_path / "out" / "scores.json")
@@ -150,7 +151,7 @@ def test_a_dataset_is_asked_as_made_samples_are(folders, dataset, tmp_path):
     made = run(folders["lm2"], tmp_path / "made", *SMALL)
     read = run(folders["lm2"], tmp_path / "read", *SMALL[:4], *SMALL[6:], "--dataset", dataset)
     for name, rows in made.items():
-        own = {"seed": None, "facts": None, "background": None, "dataset": str(dataset)}
+        own = {"seed": None, "facts": None, "background": None, "dataset": str(dataset), "lengths_counted_by": None}
         assert read[name] == [{**row, **own} for row in rows]
     fewer = run(folders["lm2"], tmp_path / "fewer", *SMALL[:4], *SMALL[6:], "--dataset", dataset, "--samples", 2)
     assert fewer == {name: rows[:2] for name, rows in read.items()}
