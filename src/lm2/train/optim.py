@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from lm2.train.sections import OptimizerRecipe, ScheduleRecipe
 
@@ -55,20 +56,36 @@ def group_parameters(model: nn.Module) -> ParameterGroups:
     return groups
 
 
-class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon for some groups of parameters and AdamW for the others, as one optimizer with one state."""
+class KeepFloat32OnCPU(TorchFunctionMode):
+    """Where `Tensor.bfloat16` gives a float32 copy of a tensor on the CPU.
 
-    def __init__(self, muon: torch.optim.Optimizer, adamw: torch.optim.Optimizer) -> None:
+    Muon makes its updates orthogonal by products in bfloat16, whatever the weights are. Processors without arithmetic
+    of that type take 10 to 14 times as long for them as for float32 (docs/log.md), which is also the more exact one.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.bfloat16 and args[0].device.type == "cpu":
+            # A copy, as bfloat16 would be one: the caller may write to it.
+            return args[0].to(torch.float32, copy=True)
+        return func(*args, **(kwargs or {}))
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon for some groups of parameters and AdamW for the others, if any, as one optimizer with one state."""
+
+    def __init__(self, muon: torch.optim.Optimizer, adamw: torch.optim.Optimizer | None) -> None:
         self._muon, self._adamw = muon, adamw
         self._num_muon_groups = len(muon.param_groups)
-        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        super().__init__([*muon.param_groups, *(adamw.param_groups if adamw else ())], {})
         self._share()
 
     def _share(self) -> None:
         """Both work on this object's groups and state, which loading replaces."""
         self._muon.param_groups = self.param_groups[: self._num_muon_groups]
-        self._adamw.param_groups = self.param_groups[self._num_muon_groups :]
-        self._muon.state = self._adamw.state = self.state
+        self._muon.state = self.state
+        if self._adamw:
+            self._adamw.param_groups = self.param_groups[self._num_muon_groups :]
+            self._adamw.state = self.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -76,8 +93,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         assert closure is None, "no optimizer here evaluates the loss again"
-        self._muon.step()
-        self._adamw.step()
+        with KeepFloat32OnCPU():
+            self._muon.step()
+        if self._adamw:
+            self._adamw.step()
 
 
 def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
@@ -107,7 +126,7 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Op
         adjust_lr_fn="match_rms_adamw",
     )
     if not (deep or groups.output_matrices or groups.others):
-        return muon
+        return MuonWithAdamW(muon, None)
     rate = recipe.learning_rate if recipe.adamw_learning_rate is None else recipe.adamw_learning_rate
     return MuonWithAdamW(muon, _adamw(recipe, rate, deep + groups.output_matrices, groups.others))
 
