@@ -615,6 +615,13 @@ PARITY_MODELS = [
         test="unit/test_initialization.py::test_a_fresh_armt_writes_nothing",
     ),
     Mutant(
+        name="optimizer: Muon in bfloat16 on the CPU",
+        file="src/lm2/train/optim.py",
+        old="with KeepFloat32OnCPU():",
+        new="with torch.no_grad():",
+        test="unit/test_optim.py::test_muon_is_exact_to_float32_on_the_cpu",
+    ),
+    Mutant(
         name="reproduce: a closed terminal is not heard",
         file="src/lm2/cli/jobs.py",
         old="(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)",

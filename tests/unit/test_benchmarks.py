@@ -82,6 +82,19 @@ def test_plots_and_table_are_written(folder, parts):
     assert "Quick shapes" in table
 
 
+def test_order_of_retrieval_is_measured(tmp_path):
+    out = tmp_path / "order.json"
+    program = PROJECT / "benchmarks" / "retrieval_order.py"
+    command = [sys.executable, str(program), "--tasks", "2", "--samples", "10", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=PROJECT)
+    rows = {(row["length"], row["top_k"]): row for row in json.loads(out.read_text())["rows"]}
+    assert set(rows) == {(length, top_k) for length in ("0k", "4k") for top_k in (5, 10, 20)}
+    # A solver needs all supporting facts, and gets more of them with more sentences.
+    assert all(row["document"] <= row["with_all_support"] <= row["n"] == 10 for row in rows.values())
+    assert rows["0k", 20]["with_all_support"] > rows["0k", 5]["with_all_support"]
+    assert rows["0k", 20]["document"] > rows["0k", 20]["similarity"]
+
+
 def test_an_unknown_part_is_refused():
     finished = run_program("--parts", "traning")
     assert finished.returncode == 2
