@@ -64,11 +64,10 @@ def measure(samples: Sequence[Sample], top_k: int) -> dict:
     row = {"task": f"qa{samples[0].task}", "length": samples[0].length, "top_k": top_k, "n": len(samples)}
     row |= dict.fromkeys(("with_all_support", *ORDERS), 0)
     for sample in samples:
-        num_sentences = min(top_k, len(sentence_spans(sample.input)))
+        context = " ".join(sample.input.split())
+        num_sentences = min(top_k, len(sentence_spans(context)))
         for order in ORDERS:
-            retrieved = RAG(BM25Retriever(), sentence_spans, num_sentences, order).retrieve(
-                sample.input, sample.question
-            )
+            retrieved = RAG(BM25Retriever(), sentence_spans, num_sentences, order).retrieve(context, sample.question)
             if order == "document":
                 row["with_all_support"] += retrieved.recall(sample.facts, sample.support) == 1
             sentences = [retrieved.context[begin:end] for begin, end in retrieved.spans]
