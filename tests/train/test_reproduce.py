@@ -155,7 +155,7 @@ def test_retrieval_is_told_beside_its_accuracy(job: tuple[Path, Any]) -> None:
 @pytest.mark.parametrize(
     ("scale", "models", "names"),
     [
-        ("laptop", None, ["tiny", "tiny-llama"]),
+        ("laptop", None, ["tiny", "tiny-llama", "tiny-rmt", "tiny-armt"]),
         ("laptop", "armt,lm2", ["tiny", "tiny-armt"]),
         ("laptop", "all", ["tiny", "tiny-llama", "tiny-rmt", "tiny-armt", "tiny-attend", "tiny-paper"]),
         ("gpu", None, ["gpu", "gpu-llama"]),

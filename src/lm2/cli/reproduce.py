@@ -29,8 +29,8 @@ SCALES = {
     "gpu": {"lm2": "gpu", "llama": "gpu-llama"},
     "paper": {"lm2": "paper", "llama": "paper-llama"},
 }
-# Compared where --models is not given.
-_USUAL = ("lm2", "llama")
+# Compared where --models is not given, as far as the scale has them.
+_USUAL = ("lm2", "llama", "rmt", "armt")
 _EVERYTHING = "all"
 _RECIPES = Path(__file__).parents[3] / "recipes"
 _KIND, _VERSION = "lm2-reproduce", 1
@@ -42,7 +42,7 @@ def reproduce(
         str | None,
         typer.Option(
             "--models",
-            help="Such as lm2,llama; all: everything, with --rag (default: lm2,llama).",
+            help="Such as lm2,llama; all: everything, with --rag (default: lm2,llama,rmt,armt, of those the scale has).",
         ),
     ] = None,
     rag: Annotated[
@@ -148,7 +148,7 @@ def recipes_of_scale(scale: str, models: str | None) -> list[Path]:
 def _chosen(models: str | None, scale: str) -> list[str]:
     there = list(SCALES[scale])
     if models is None:
-        return list(_USUAL)
+        return [name for name in _USUAL if name in there]
     if models == _EVERYTHING:
         return there
     names = [name.strip() for name in models.split(",")]
