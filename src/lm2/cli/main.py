@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 import lm2
 from lm2.cli.data import data
+from lm2.cli.demo import demo
 from lm2.cli.eval import evaluate
 from lm2.cli.export_hub import export_hub
 from lm2.cli.generate import generate
@@ -45,6 +46,7 @@ app.command("train")(train)
 app.command("reproduce")(reproduce)
 app.add_typer(evaluate, name="eval")
 app.command("generate")(generate)
+app.command("demo")(demo)
 app.command("score")(score)
 app.add_typer(tables, name="tables")
 

@@ -42,7 +42,7 @@ def reproduce(
         str | None,
         typer.Option(
             "--models",
-            help="Such as lm2,llama; all: everything, with --rag (default: lm2,llama,rmt,armt, of those the scale has).",
+            help="Such as lm2,llama; all: everything, with --rag (default: lm2,llama,rmt,armt, if the scale has them).",
         ),
     ] = None,
     rag: Annotated[
