@@ -622,6 +622,13 @@ PARITY_MODELS = [
         test="unit/test_optim.py::test_muon_is_exact_to_float32_on_the_cpu",
     ),
     Mutant(
+        name="demo: a question becomes part of the text",
+        file="src/lm2/cli/demo.py",
+        old="copy.deepcopy(state)",
+        new="state",
+        test="unit/test_demo.py::test_every_question_is_asked_of_the_whole_text_alone",
+    ),
+    Mutant(
         name="reproduce: a closed terminal is not heard",
         file="src/lm2/cli/jobs.py",
         old="(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)",

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _TASK = 1
 # Of all stories; one in which everybody moves is taken.
 _NUM_PEOPLE = 4
-_MAX_NEW_TOKENS = 10
+# A place and a full stop.
+_MAX_NEW_TOKENS = 4
 
 
 @dataclass(frozen=True)
