@@ -629,6 +629,13 @@ PARITY_MODELS = [
         test="unit/test_demo.py::test_every_question_is_asked_of_the_whole_text_alone",
     ),
     Mutant(
+        name="cost: reading with parameters that take gradients",
+        file="src/lm2/eval/cost.py",
+        old="with _frozen(model):",
+        new="with torch.no_grad():",
+        test="unit/test_cost.py::test_a_memory_costs_the_same_for_every_segment[tiny_rmt]",
+    ),
+    Mutant(
         name="reproduce: a closed terminal is not heard",
         file="src/lm2/cli/jobs.py",
         old="(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)",

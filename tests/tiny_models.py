@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from lm2 import LM2Config, LM2ForCausalLM
+from lm2 import ARMTConfig, ARMTForCausalLM, LM2Config, LM2ForCausalLM, RMTConfig, RMTForCausalLM
 from lm2.data.tokenizer import load_tokenizer
 
 SEGMENT = 16
@@ -33,6 +33,15 @@ def tiny_lm2(seed: int = 0, **fields: Any) -> LM2ForCausalLM:
 
 def tiny_llama(seed: int = 0, **fields: Any) -> LlamaForCausalLM:
     return _random(lambda: LlamaForCausalLM(LlamaConfig(**{**_TINY, **fields})), seed)
+
+
+def tiny_rmt(seed: int = 0) -> RMTForCausalLM:
+    return _random(lambda: RMTForCausalLM(RMTConfig(**_TINY, segment_length=SEGMENT, num_memory_tokens=2)), seed)
+
+
+def tiny_armt(seed: int = 0) -> ARMTForCausalLM:
+    sizes = {"segment_length": SEGMENT, "num_memory_tokens": 2, "memory_key_size": 4}
+    return _random(lambda: ARMTForCausalLM(ARMTConfig(**_TINY, **sizes)), seed)
 
 
 def save(model: PreTrainedModel, folder: Path) -> Path:

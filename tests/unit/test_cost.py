@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny_models import POSITIONS, SEGMENT, save, tiny_llama, tiny_lm2
+from tiny_models import POSITIONS, SEGMENT, save, tiny_armt, tiny_llama, tiny_lm2, tiny_rmt
 from typer.testing import CliRunner
 
 from lm2.cli.eval import evaluate
@@ -56,13 +56,15 @@ def test_attention_counts_pairs(is_causal):
     assert flops == 2 * 3 * pairs * 2 * (16 + 16)
 
 
-def test_a_memory_costs_the_same_for_every_segment():
-    model = tiny_lm2()
+@pytest.mark.parametrize("make", [tiny_lm2, tiny_rmt, tiny_armt])
+def test_a_memory_costs_the_same_for_every_segment(make):
+    model = make()
     lengths = [SEGMENT * count for count in (10, 20, 40)]
     [cost] = measure_costs([model], lengths, training_tokens=8, rounds=1)
     first, second, third = cost.reading
     assert third.flops - second.flops == 2 * (second.flops - first.flops)
     assert first.state_bytes == second.state_bytes == third.state_bytes
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_models_that_cannot_read_so_much():

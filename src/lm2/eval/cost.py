@@ -1,7 +1,8 @@
 """What a model costs: floating-point operations, time, and the state it keeps after reading."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -161,8 +162,22 @@ def _read(model: Any, row: np.ndarray) -> Any:
 
 def _count_reading(model: Any, row: np.ndarray) -> tuple[int, int]:
     states: list[Any] = []
-    flops = count_flops(lambda: states.append(_read(model, row)))
+    with _frozen(model):
+        flops = count_flops(lambda: states.append(_read(model, row)))
     return flops, _state_bytes(states[0])
+
+
+@contextmanager
+def _frozen(model: Any) -> Iterator[None]:
+    """For torch's counter, which wants a graph of all that takes gradients, also where none is made."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _state_bytes(state: Any) -> int:
