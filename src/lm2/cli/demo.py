@@ -5,12 +5,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lm2.cli.options import Device, Dtype
+from lm2.cli.options import BUILTIN_MODEL, Device, Dtype, ModelFolder
 
 if TYPE_CHECKING:
     from lm2.cli.load_model import LoadedModel
@@ -35,7 +34,7 @@ class _Asked:
 
 
 def demo(
-    model: Annotated[Path, typer.Argument(help="A model folder with a memory, trained on qa1.")],
+    model: ModelFolder = BUILTIN_MODEL,
     length: Annotated[
         str, typer.Option("--length", help="The text's length in tokens, such as 10k, 100k, 1M.")
     ] = "100k",

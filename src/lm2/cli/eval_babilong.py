@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lm2.cli.options import Device, Dtype, ModelFolder, ModelTokenizer
+from lm2.cli.options import BUILTIN_MODEL, Device, Dtype, ModelFolder, ModelTokenizer
 from lm2.cli.ranges import parse_tasks
 from lm2.cli.terminal import show_progress
 
@@ -37,8 +37,8 @@ class _Cell:
 
 
 def babilong(
-    model: ModelFolder,
     out: Annotated[Path, typer.Option("--out", help="Folder for predictions and scores.")],
+    model: ModelFolder = BUILTIN_MODEL,
     tasks: Annotated[str, typer.Option("--tasks", help="Tasks, such as 1-5 or 1,3,7-9.")] = "1-5",
     lengths: Annotated[str, typer.Option("--lengths", help="Lengths, such as 0k,4k,1M; 0k is facts only.")] = "0k,1k",
     samples: Annotated[

@@ -1,6 +1,7 @@
 """`lm2 generate`: a text goes on as a model has it, from a saved memory if there is one."""
 
 import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -9,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lm2.cli.options import Device, Dtype, ModelFolder, ModelTokenizer
+from lm2.cli.options import BUILTIN_MODEL, Device, Dtype, ModelTokenizer, model_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 
 def generate(
-    model: ModelFolder,
+    # Not a path yet, as it may be the prompt.
+    model: Annotated[str, typer.Argument(help="As elsewhere; may be left out before a PROMPT.")] = str(BUILTIN_MODEL),
     prompt: Annotated[str | None, typer.Argument(help="The text to go on from.")] = None,
     prompt_file: Annotated[
         str | None, typer.Option("--prompt-file", help="Read the text from this file instead; - is standard input.")
@@ -41,8 +43,12 @@ def generate(
 ) -> None:
     """Print what MODEL writes after a text, of any length for a model with a bounded memory.
 
+    MODEL may be left out: a single argument with a space in it is a PROMPT, and the LM2 that ships goes on from it.
+
     With --memory, all that was read and written so far stays in the file, and the next call goes on from there.
     """
+    if (prompt, prompt_file) == (None, None) and " " in model and not os.path.exists(model):
+        model, prompt = str(BUILTIN_MODEL), model
     if (prompt is None) == (prompt_file is None):
         raise ValueError("give either a PROMPT or --prompt-file")
     if prompt == "":
@@ -58,7 +64,7 @@ def generate(
     from lm2.eval.runner import Decoding, keeps_bounded_state
 
     decoding = Decoding(max_new_tokens, (), temperature, top_k, top_p)
-    loaded = load_model(model, device, dtype, tokenizer)
+    loaded = load_model(model_folder(Path(model)), device, dtype, tokenizer)
     is_bounded = keeps_bounded_state(loaded.model)
     if memory is not None and not is_bounded:
         raise ValueError(f"--memory needs a model with a bounded memory, but {loaded.name} has none; leave it out")

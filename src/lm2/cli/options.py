@@ -5,7 +5,24 @@ from typing import Annotated
 
 import typer
 
-ModelFolder = Annotated[Path, typer.Argument(help="A folder with a causal language model of transformers, or ours.")]
+# The small LM2 in this package, and the word for it.
+BUILTIN_FOLDER = Path(__file__).parents[1] / "checkpoints" / "lm2-qa1"
+BUILTIN_MODEL = Path("builtin")
+
+
+def model_folder(given: Path) -> Path:
+    """The folder that a MODEL argument means."""
+    return BUILTIN_FOLDER if given == BUILTIN_MODEL else given
+
+
+ModelFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        callback=model_folder,
+        help="A folder with a causal language model of transformers, or ours; builtin: the small LM2 that ships.",
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto (as saved), float32, bfloat16, float16.")]
 ModelTokenizer = Annotated[
