@@ -111,6 +111,12 @@ def test_bad_options(folders, options, message):
     assert message in str(failed.exception)
 
 
+def test_the_model_that_ships_has_a_word():
+    result = CliRunner().invoke(evaluate, ["cost", "builtin", "--lengths", "64", "--rounds", "1"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "lm2-qa1" in result.stdout
+
+
 def test_models_must_be_told_apart(folders, tmp_path):
     other = save(tiny_lm2(seed=1), tmp_path / "lm2")
     assert "given twice" in str(run_cost(folders[0], folders[0]).exception)

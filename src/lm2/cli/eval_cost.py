@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lm2.cli.options import Device, Dtype, ModelTokenizer
+from lm2.cli.options import Device, Dtype, ModelTokenizer, model_folder
 from lm2.cli.terminal import table_console
 
 if TYPE_CHECKING:
@@ -18,7 +18,13 @@ KIND, VERSION = "lm2-cost", 1
 
 
 def cost(
-    models: Annotated[list[Path], typer.Argument(help="Model folders; times are ratios to the first one's.")],
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            callback=lambda given: [model_folder(model) for model in given],
+            help="Model folders, or builtin; times are ratios to the first one's.",
+        ),
+    ],
     lengths: Annotated[str, typer.Option("--lengths", help="Tokens to read.")] = "1000,4000,16000",
     training_tokens: Annotated[
         int, typer.Option("--training-tokens", help="Tokens of the row whose training step is counted.")
