@@ -16,39 +16,34 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from measure import run_facts
 
-from lm2.baselines.rag import RAG, BM25Retriever, sentence_spans
-from lm2.data.babi.solver import solve
-from lm2.data.babi.story import Question, Statement, Story
-from lm2.data.babilong import Sample, SampleMaker
+from lm2.baselines.rag import RAG, BM25Retriever, Retrieved, sentence_spans
+from lm2.data.babi.solver import answer_from
+from lm2.data.babilong import Sample, open_maker
 from lm2.data.encoding import TextEncoder
-from lm2.data.facts import open_facts
 from lm2.data.files import write_whole
-from lm2.data.noise import TokenizedBackground
-from lm2.data.text import open_background
 from lm2.data.tokenizer import load_tokenizer
 
 OUT = Path(__file__).parent / "results" / "retrieval_order.json"
 FORMAT_VERSION = 1
 TASKS, LENGTHS, TOP_KS = (1, 2, 3), ("0k", "4k"), (5, 10, 20)
-ORDERS: tuple[Literal["document", "similarity"], ...] = ("document", "similarity")
+ORDERS = ("document", "similarity")
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     encoder = TextEncoder(load_tokenizer("builtin"), "builtin")
-    background = TokenizedBackground(open_background("builtin", "test"), encoder)
-    maker = SampleMaker(open_facts("simulator", "test", options.seed), background, encoder, options.seed)
+    maker = open_maker("simulator", "builtin", encoder, options.seed)
     print(f"{'task':<6}{'length':<8}{'sentences':>9}{'all facts %':>13}{'document %':>12}{'similarity %':>14}")
     rows = []
     for task in options.tasks:
         for length in LENGTHS:
             samples = [maker.sample(task, length, index) for index in range(options.samples)]
+            ranked = [rank(sample) for sample in samples]
             for top_k in TOP_KS:
-                row = measure(samples, top_k)
+                row = measure(samples, ranked, top_k)
                 shares = [100 * row[name] / row["n"] for name in ("with_all_support", *ORDERS)]
                 print(f"{row['task']:<6}{length:<8}{top_k:>9}{shares[0]:>13.1f}{shares[1]:>12.1f}{shares[2]:>14.1f}")
                 rows.append(row)
@@ -59,27 +54,30 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(samples: Sequence[Sample], top_k: int) -> dict:
+def rank(sample: Sample) -> Retrieved:
+    """The best sentences of a sample, as many as are ever wanted, in the order of similarity."""
+    context = " ".join(sample.input.split())
+    num_sentences = min(max(TOP_KS), len(sentence_spans(context)))
+    return RAG(BM25Retriever(), sentence_spans, num_sentences, "similarity").retrieve(context, sample.question)
+
+
+def measure(samples: Sequence[Sample], ranked: Sequence[Retrieved], top_k: int) -> dict:
     """Counts, over one cell's samples, what up to `top_k` sentences hold, and what they answer in either order."""
     row = {"task": f"qa{samples[0].task}", "length": samples[0].length, "top_k": top_k, "n": len(samples)}
     row |= dict.fromkeys(("with_all_support", *ORDERS), 0)
-    for sample in samples:
-        context = " ".join(sample.input.split())
-        num_sentences = min(top_k, len(sentence_spans(context)))
-        for order in ORDERS:
-            retrieved = RAG(BM25Retriever(), sentence_spans, num_sentences, order).retrieve(context, sample.question)
-            if order == "document":
-                row["with_all_support"] += retrieved.recall(sample.facts, sample.support) == 1
-            sentences = [retrieved.context[begin:end] for begin, end in retrieved.spans]
+    for sample, found in zip(samples, ranked, strict=True):
+        best = found.spans[:top_k]
+        row["with_all_support"] += Retrieved(found.context, best).recall(sample.facts, sample.support) == 1
+        for order, spans in zip(ORDERS, (sorted(best), best), strict=True):
+            sentences = [found.context[begin:end] for begin, end in spans]
             facts = [sentence for sentence in sentences if sentence in sample.facts]
             row[order] += _answer(sample.task, facts, sample.question) == sample.target
     return row
 
 
 def _answer(task: int, facts: Sequence[str], question: str) -> str | None:
-    story = Story(task, (*map(Statement, facts), Question(question, answer="", support=())))
     try:
-        [answer] = solve(story)
+        answer = answer_from(task, facts, question)
     except ValueError:
         # Facts that cannot all be true in this order.
         return None

@@ -40,13 +40,11 @@ def babilong(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace cells that exist.")] = False,
 ) -> None:
     """Write BABILong samples to OUT/data/qaN/LENGTH.json, a file for each task and length."""
-    from lm2.data.babilong import SampleMaker
+    from lm2.data.babilong import open_maker
     from lm2.data.encoding import TextEncoder
-    from lm2.data.facts import check_split, open_facts
+    from lm2.data.facts import check_split
     from lm2.data.layout import cell_path, check_folder, check_format, write_card
     from lm2.data.lengths import context_tokens, parse_lengths
-    from lm2.data.noise import TokenizedBackground
-    from lm2.data.text import open_background
     from lm2.data.tokenizer import load_tokenizer
 
     task_numbers, length_names = parse_tasks(tasks), parse_lengths(lengths)
@@ -67,10 +65,8 @@ def babilong(
             )
 
     encoder = TextEncoder(load_tokenizer(tokenizer), tokenizer)
-    noise = None
-    if needs_background:
-        noise = TokenizedBackground(open_background(background or "builtin", split), encoder)
-    maker = SampleMaker(open_facts(facts, split, seed), noise, encoder, seed, split, allow_repeats)
+    source = (background or "builtin") if needs_background else None
+    maker = open_maker(facts, source, encoder, seed, split, allow_repeats)
     for task, length in cells:
         maker.check(task, length, samples)
 
@@ -79,7 +75,7 @@ def babilong(
     print(
         f"wrote {len(cells)} cells of {samples} samples to {out}; lengths counted with tokenizer {encoder.name} "
         f"({encoder.fingerprint[:12]}), facts from {maker.facts.name}, background "
-        f"{noise.name if noise else 'none (facts only)'}"
+        f"{maker.background.name if maker.background else 'none (facts only)'}"
     )
     if repeating:
         print(f"{repeating} samples have background sentences more than once (metadata/ says which cells)")

@@ -75,14 +75,9 @@ def demo(
 
 
 def _hide_story(encoder: "TextEncoder", length: str, seed: int) -> "Sample":
-    from lm2.data.babilong import SampleMaker
-    from lm2.data.facts import open_facts
-    from lm2.data.noise import TokenizedBackground
-    from lm2.data.text import open_background
+    from lm2.data.babilong import open_maker
 
-    background = TokenizedBackground(open_background("builtin", "test"), encoder)
-    facts = open_facts("simulator", "test", seed)
-    maker = SampleMaker(facts, background, encoder, seed, "test", allow_repeats=True)
+    maker = open_maker("simulator", "builtin", encoder, seed, allow_repeats=True)
     maker.check(_TASK, length, num_samples=1)
     samples = (maker.sample(_TASK, length, index) for index in count())
     return next(sample for sample in samples if len(_people(sample)) == _NUM_PEOPLE)
@@ -107,25 +102,19 @@ def _people(sample: "Sample") -> list[str]:
     return list(dict.fromkeys(fact.split()[0] for fact in sample.facts))
 
 
-def _solve(sample: "Sample", question: str) -> str:
-    from lm2.data.babi.solver import solve
-    from lm2.data.babi.story import Question, Statement, Story
-
-    [answer] = solve(Story(_TASK, (*map(Statement, sample.facts), Question(question, answer="", support=()))))
-    assert answer is not None, "who is asked for has moved"
-    return answer.text
-
-
 def _ask(loaded: "LoadedModel", encoder: "TextEncoder", sample: "Sample", question: str, state: Any) -> _Asked:
     """Asks behind the text. Each question goes on from a copy of the state, so none of them is part of the text."""
+    from lm2.data.babi.solver import answer_from
     from lm2.data.plain import ANSWER_END, question_text
     from lm2.eval.runner import Decoding, Ending, decode, read
 
+    gold = answer_from(_TASK, sample.facts, question)
+    assert gold is not None, "who is asked for has moved"
     asked = read(loaded.model, [[encoder.encode(question_text(question))]], copy.deepcopy(state))
     ending = Ending(loaded.model, loaded.tokenizer, (ANSWER_END,))
     [new_ids] = decode(loaded.model, asked, Decoding(_MAX_NEW_TOKENS, (ANSWER_END,)), ending)
     text = loaded.tokenizer.decode(new_ids, skip_special_tokens=True)
-    return _Asked(question.strip(), _solve(sample, question), text.strip().removesuffix(ANSWER_END))
+    return _Asked(question.strip(), gold.text, text.strip().removesuffix(ANSWER_END))
 
 
 def _print_answers(asked: Sequence[_Asked]) -> None:

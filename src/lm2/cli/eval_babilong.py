@@ -242,11 +242,8 @@ def open_questions(
         ValueError: an option without effect, or one that names nothing.
         OSError: data cannot be read.
     """
-    from lm2.data.babilong import SampleMaker
-    from lm2.data.facts import open_facts
+    from lm2.data.babilong import open_maker
     from lm2.data.lengths import context_tokens
-    from lm2.data.noise import TokenizedBackground
-    from lm2.data.text import open_background
     from lm2.eval.questions import MadeQuestions, ReadQuestions
 
     if dataset is not None:
@@ -254,9 +251,9 @@ def open_questions(
     needs_background = any(map(context_tokens, lengths))
     if not needs_background and (background is not None or allow_repeats):
         raise ValueError("--background and --allow-repeats have no effect at 0k, which is facts only; leave them out")
-    noise = TokenizedBackground(open_background(background or "builtin", "test"), encoder)
     seed = 0 if seed is None else seed
-    maker = SampleMaker(open_facts(facts or "simulator", "test", seed), noise, encoder, seed, "test", allow_repeats)
+    names = (facts or "simulator", background or "builtin")
+    maker = open_maker(*names, encoder, seed, allow_repeats=allow_repeats)
     return MadeQuestions(maker, parts, tokenizer)
 
 

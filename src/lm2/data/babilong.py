@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from lm2.data.babi.story import Problem, cut_at_questions
 from lm2.data.encoding import TextEncoder
-from lm2.data.facts import Facts, check_split
+from lm2.data.facts import Facts, check_split, open_facts
 from lm2.data.lengths import context_tokens, max_facts
 from lm2.data.noise import NO_NOISE, Noise, Stretch, TokenizedBackground
+from lm2.data.text import open_background
 
 # Stories tried for one sample before its length counts as too short for the task.
 MAX_ATTEMPTS = 1000
@@ -271,3 +272,25 @@ def draw_slots(rng: Random, count: int, slot_range: tuple[int, int]) -> tuple[in
     """`count` slots from the range, both ends included, drawn uniformly with replacement, sorted."""
     first, last = slot_range
     return tuple(sorted(first + int(rng.random() * (last - first + 1)) for _ in range(count)))
+
+
+def open_maker(
+    facts: str,
+    background: str | None,
+    encoder: TextEncoder,
+    seed: int,
+    split: str = "test",
+    allow_repeats: bool = False,
+) -> SampleMaker:
+    """A maker of samples from sources by their names.
+
+    Args:
+        facts: As for `open_facts`.
+        background: As for `open_background`; None for samples at 0k only.
+        encoder, seed, split, allow_repeats: As of `SampleMaker`.
+
+    Raises:
+        ValueError, OSError: what the two openers refuse.
+    """
+    noise = None if background is None else TokenizedBackground(open_background(background, split), encoder)
+    return SampleMaker(open_facts(facts, split, seed), noise, encoder, seed, split, allow_repeats)

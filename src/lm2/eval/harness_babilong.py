@@ -9,13 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm2.data.babilong import SampleMaker
+from lm2.data.babilong import open_maker
 from lm2.data.encoding import TextEncoder
-from lm2.data.facts import open_facts
 from lm2.data.lengths import parse_lengths
-from lm2.data.noise import TokenizedBackground
 from lm2.data.plain import plain_prompt
-from lm2.data.text import open_background
 from lm2.data.tokenizer import load_tokenizer
 from lm2.eval.metrics import is_exact
 
@@ -56,9 +53,7 @@ def make_rows(**metadata: Any) -> dict[str, Any]:
     task, samples = int(metadata[_TASK]), int(asked["samples"])
     tokenizer = load_tokenizer(str(asked["tokenizer"]))
     encoder = TextEncoder(tokenizer, str(asked["tokenizer"]))
-    background = TokenizedBackground(open_background(str(asked["background"]), "test"), encoder)
-    seed = int(asked["seed"])
-    maker = SampleMaker(open_facts(str(asked["facts"]), "test", seed), background, encoder, seed, "test")
+    maker = open_maker(str(asked["facts"]), str(asked["background"]), encoder, int(asked["seed"]))
     rows = []
     for length in parse_lengths(str(asked["lengths"])):
         maker.check(task, length, samples)

@@ -3,16 +3,16 @@
 It shares no code with the simulator, and never sees an answer, its support or a hidden state.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lm2.data.babi.solver_objects import Belongings, Gifts, Hands
 from lm2.data.babi.solver_people import Days, Whereabouts
 from lm2.data.babi.solver_relations import Grid, Sizes
 from lm2.data.babi.solver_text import Answer, World
 from lm2.data.babi.solver_traits import Colors, Fears, Motives
-from lm2.data.babi.story import Statement, Story
+from lm2.data.babi.story import Question, Statement, Story
 
-__all__ = ["Answer", "solve"]
+__all__ = ["Answer", "answer_from", "solve"]
 
 _WORLDS: dict[int, Callable[[], World]] = {
     1: Whereabouts,
@@ -69,3 +69,9 @@ def solve(story: Story) -> list[Answer | None]:
         except ValueError as error:
             raise ValueError(f"task {story.task}, line {number} of the story: {error}") from None
     return answers
+
+
+def answer_from(task: int, facts: Sequence[str], question: str) -> Answer | None:
+    """`solve` of one question behind statements."""
+    [answer] = solve(Story(task, (*map(Statement, facts), Question(question, answer="", support=()))))
+    return answer
