@@ -1,5 +1,7 @@
 """Losses summed over tokens, their global mean, and accuracy as greedy decoding would have it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -234,17 +236,24 @@ def _logits(batch: Batch, wrong: set[tuple[int, int]] = frozenset()) -> Tensor: 
 
 def test_an_answer_is_right_if_all_its_tokens_are() -> None:
     batch = _batch([[1, 2, 3, 4, 5, 6], [7, 8, 9, 1, 2]], [((1, 3), (4, 6)), ((2, 5),)])
-    assert answer_accuracy(_logits(batch), batch) == (3, 3)
-    assert answer_accuracy(_logits(batch, {(0, 3), (1, 1)}), batch) == (3, 3)
-    assert answer_accuracy(_logits(batch, {(0, 2)}), batch) == (2, 3)
-    assert answer_accuracy(_logits(batch, {(0, 5)}), batch) == (2, 3)
-    assert answer_accuracy(_logits(batch, {(1, 2), (1, 3), (1, 4)}), batch) == (2, 3)
-    assert answer_accuracy(_logits(batch, {(0, 1), (0, 4), (1, 4)}), batch) == (0, 3)
+    assert answer_accuracy(_logits(batch), batch) == {1: (3, 3)}
+    assert answer_accuracy(_logits(batch, {(0, 3), (1, 1)}), batch) == {1: (3, 3)}
+    assert answer_accuracy(_logits(batch, {(0, 2)}), batch) == {1: (2, 3)}
+    assert answer_accuracy(_logits(batch, {(0, 5)}), batch) == {1: (2, 3)}
+    assert answer_accuracy(_logits(batch, {(1, 2), (1, 3), (1, 4)}), batch) == {1: (2, 3)}
+    assert answer_accuracy(_logits(batch, {(0, 1), (0, 4), (1, 4)}), batch) == {1: (0, 3)}
+
+
+def test_answers_are_counted_by_task() -> None:
+    batch = _batch([[1, 2, 3, 4, 5, 6], [7, 8, 9, 1, 2], [3, 4, 5]], [((1, 3), (4, 6)), ((2, 5),), ((1, 2),)])
+    batch = replace(batch, tasks=(4, 1, 4))
+    assert answer_accuracy(_logits(batch, {(0, 3), (0, 5)}), batch) == {4: (2, 3), 1: (1, 1)}
+    assert answer_accuracy(_logits(batch, {(1, 4)}), replace(batch, tasks=())) == {None: (3, 4)}
 
 
 def test_no_question_is_no_score() -> None:
     batch = _batch([[1, 2]], [()])
-    assert answer_accuracy(torch.zeros(0, VOCAB), batch) == (0, 0)
+    assert answer_accuracy(torch.zeros(0, VOCAB), batch) == {}
 
 
 def test_accuracy_equals_greedy_decoding(generator: torch.Generator, model: nn.Module) -> None:
@@ -261,5 +270,5 @@ def test_accuracy_equals_greedy_decoding(generator: torch.Generator, model: nn.M
         answers.append(((prompt.shape[1], prompt.shape[1] + 3),))
     batch = _batch(rows, answers)
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    assert answer_accuracy(_picked(logits, batch), batch) == (8, 12)
+    assert answer_accuracy(_picked(logits, batch), batch) == {1: (8, 12)}
     assert len(spoiled) == 4

@@ -3,7 +3,7 @@
 Each line of the log is complete on its own. `kind` is
 - "train", every `train.log_every_steps`: the loss of that step (mean over its supervised tokens), gradient norm before
   clipping, learning rate, tokens so far, speed and memory;
-- "validation": accuracy, loss, and means of the gates;
+- "validation": accuracy, by task too, loss, and means of the gates;
 - "event": start, resume, stages, checkpoints, the end.
 A run that goes on from a checkpoint first drops the lines of later steps, so every step is in the log once.
 """

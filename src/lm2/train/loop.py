@@ -11,6 +11,7 @@ size of micro-batches, up to the rounding of sums. On one CPU setup it is repeat
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -226,23 +227,31 @@ def validate(
     # DDP has nothing to add here; a sharded model gathers its weights by itself.
     model = unwrap(module)
     model.eval()
-    right, asked, loss_sum, weight = 0, 0, 0.0, 0.0
+    tasks = sorted(recipe.curriculum[state.progress.stage].tasks or {})
+    counts: Counter[tuple[int | None, str]] = Counter()
+    loss_sum, weight = 0.0, 0.0
     with nullcontext(GateMeans()) if recipe.train.compile else record_gates(model) as gates:
         for batch in batches.validation(state.progress, recipe.train.validation_samples):
             moved = batch.to(processes.device)
             logits = _logits(model, moved, recipe)
-            num_right, num_asked = answer_accuracy(logits, moved)
+            for task, (right, asked) in answer_accuracy(logits, moved).items():
+                counts.update({(task, "right"): right, (task, "asked"): asked})
             loss_of_batch, weight_of_batch = token_losses(logits, moved.labels, moved.weights)
-            right, asked = right + num_right, asked + num_asked
             loss_sum, weight = loss_sum + float(loss_of_batch), weight + float(weight_of_batch)
-    total_right, total_asked, total_loss, total_weight = processes.sum(right, asked, loss_sum, weight)
+    kinds: list[int | None] = [*tasks] or [None]
+    total_loss, total_weight, *totals = processes.sum(
+        loss_sum, weight, *(counts[kind, what] for what in ("right", "asked") for kind in kinds)
+    )
+    right_of, asked_of = (dict(zip(kinds, part, strict=True)) for part in (totals[: len(kinds)], totals[len(kinds) :]))
+    total_asked = sum(asked_of.values())
     assert total_asked > 0, "validation asks questions"
-    accuracy = total_right / total_asked
+    accuracy = sum(right_of.values()) / total_asked
     log.write(
         "validation",
         state.progress.step + 1,
         stage=recipe.curriculum[state.progress.stage].name,
         accuracy=accuracy,
+        accuracy_by_task={str(task): right_of[task] / asked_of[task] for task in tasks if asked_of[task]},
         questions=int(total_asked),
         loss=total_loss / total_weight,
         gates=gates.means(processes),

@@ -109,8 +109,8 @@ def scale_loss(loss_sum: Tensor, total_weight: float, world_size: int = 1) -> Te
 
 
 @torch.no_grad()
-def answer_accuracy(logits: Tensor, batch: Batch) -> tuple[int, int]:
-    """How many questions are answered right, and how many there are.
+def answer_accuracy(logits: Tensor, batch: Batch) -> dict[int | None, tuple[int, int]]:
+    """How many questions are answered right, and how many there are, by task; None stands for primer.
 
     Right is an answer of which every token, its end included, is the likeliest one after the true ones before it. That
     is an exact match of greedy decoding: up to the first wrong token both read the same.
@@ -121,7 +121,7 @@ def answer_accuracy(logits: Tensor, batch: Batch) -> tuple[int, int]:
     """
     spans = [(row, *span) for row, answers in enumerate(batch.answers) for span in answers]
     if not spans:
-        return 0, 0
+        return {}
     assert all(begin > 0 for _, begin, _ in spans), "an answer follows a question"
     numbers, rows, places = torch.tensor(
         [(number, row, place) for number, (row, begin, end) in enumerate(spans) for place in range(begin, end)],
@@ -133,4 +133,9 @@ def answer_accuracy(logits: Tensor, batch: Batch) -> tuple[int, int]:
     order = is_learned.flatten().cumsum(0).view_as(is_learned) - 1
     is_wrong = logits[order[rows, places - 1]].argmax(-1) != batch.input_ids[rows, places]
     num_wrong = torch.zeros(len(spans), dtype=torch.long, device=logits.device).index_add_(0, numbers, is_wrong.long())
-    return int((num_wrong == 0).sum()), len(spans)
+    counts: dict[int | None, tuple[int, int]] = {}
+    for (row, *_), is_right in zip(spans, (num_wrong == 0).tolist(), strict=True):
+        task = batch.tasks[row] if batch.tasks else None
+        right, asked = counts.get(task, (0, 0))
+        counts[task] = right + is_right, asked + 1
+    return counts
