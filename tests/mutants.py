@@ -622,6 +622,27 @@ PARITY_MODELS = [
         test="unit/test_optim.py::test_muon_is_exact_to_float32_on_the_cpu",
     ),
     Mutant(
+        name="retention: a question becomes part of the text",
+        file="src/lm2/eval/retention.py",
+        old="copy.deepcopy(state)",
+        new="state",
+        test="unit/test_retention.py::test_an_answer_is_that_to_the_whole_text[tiny_lm2]",
+    ),
+    Mutant(
+        name="retention: every distance begins at the story",
+        file="src/lm2/eval/retention.py",
+        old="story.noise[begin:end]",
+        new="story.noise[:end]",
+        test="unit/test_retention.py::test_an_answer_is_that_to_the_whole_text[tiny_rmt]",
+    ),
+    Mutant(
+        name="loss: all answers are counted as one task's",
+        file="src/lm2/train/loss.py",
+        old="task = batch.tasks[row] if batch.tasks else None",
+        new="task = batch.tasks[0] if batch.tasks else None",
+        test="unit/test_loss.py::test_answers_are_counted_by_task",
+    ),
+    Mutant(
         name="demo: a question becomes part of the text",
         file="src/lm2/cli/demo.py",
         old="copy.deepcopy(state)",

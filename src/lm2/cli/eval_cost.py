@@ -11,7 +11,6 @@ from lm2.cli.options import Device, Dtype, ModelTokenizer, model_folder
 from lm2.cli.terminal import table_console
 
 if TYPE_CHECKING:
-    from lm2.cli.load_model import LoadedModel
     from lm2.eval.cost import ModelCost
 
 KIND, VERSION = "lm2-cost", 1
@@ -48,13 +47,13 @@ def cost(
     if json_path is not None and json_path.is_dir():
         raise ValueError(f"--json is {json_path}, which is a folder; name a file")
 
-    from lm2.cli.load_model import load_model
+    from lm2.cli.load_model import check_names, load_model
     from lm2.cli.provenance import describe_machine, find_commit
     from lm2.data.files import write_whole
     from lm2.eval.cost import measure_costs
 
     loaded = [load_model(path, device, dtype, tokenizer) for path in models]
-    _check_names(loaded)
+    check_names(loaded)
     costs = measure_costs([each.model for each in loaded], lengths_tokens, training_tokens, rounds)
     named = {each.name: found for each, found in zip(loaded, costs, strict=True)}
     if json_path is not None:
@@ -89,12 +88,6 @@ def _parse_lengths(text: str) -> list[int]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ValueError(f"--lengths is {text!r}, but must be numbers of tokens, such as 1000,16000")
     return sorted({int(part) for part in parts})
-
-
-def _check_names(loaded: "list[LoadedModel]") -> None:
-    names = [each.name for each in loaded]
-    if len(set(names)) < len(names):
-        raise ValueError(f"models are named {', '.join(names)} by their folders; rename one, so that results tell them")
 
 
 def _print(costs: "dict[str, ModelCost]") -> None:

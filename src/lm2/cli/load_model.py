@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,3 +151,14 @@ def without_bars() -> Iterator[None]:
     finally:
         if was_on:
             logging.enable_progress_bar()
+
+
+def check_names(models: Sequence[LoadedModel]) -> None:
+    """Refuses models that results could not tell from one another.
+
+    Raises:
+        ValueError: two folders have the same name.
+    """
+    names = [model.name for model in models]
+    if len(set(names)) < len(names):
+        raise ValueError(f"models are named {', '.join(names)} by their folders; rename one, so that results tell them")

@@ -1,0 +1,170 @@
+"""`lm2 eval retention`: how many segments of noise what was told outlasts."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lm2.cli.options import Device, Dtype, ModelTokenizer, model_folder
+from lm2.cli.ranges import parse_tasks
+from lm2.cli.terminal import show_progress, table_console
+
+if TYPE_CHECKING:
+    from lm2.cli.load_model import LoadedModel
+
+KIND, VERSION = "lm2-retention", 1
+
+
+def retention(
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            callback=lambda given: [model_folder(model) for model in given],
+            help="Folders of models with a memory, or builtin.",
+        ),
+    ],
+    tasks: Annotated[str, typer.Option("--tasks", help="Tasks, such as 1-5 or 1,3,7-9.")] = "1",
+    segments: Annotated[
+        str, typer.Option("--segments", help="Segments of noise between the last fact and the question.")
+    ] = "0,1,4,16,64,256",
+    segment_tokens: Annotated[
+        int | None, typer.Option("--segment-tokens", help="Tokens of a segment; else those of the first model's.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", help="Stories of each task.")] = 100,
+    background: Annotated[
+        str, typer.Option("--background", help="The noise: 'builtin', 'pg19', or a folder of .txt books.")
+    ] = "builtin",
+    facts: Annotated[
+        str, typer.Option("--facts", help="'simulator', or a folder of original bAbI files.")
+    ] = "simulator",
+    seed: Annotated[int, typer.Option("--seed", help="Of stories and noise.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Stories that are read at once.")] = 10,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    tokenizer: ModelTokenizer = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file, too.")] = None,
+) -> None:
+    """Tell each of MODELS stories, then noise, and ask after more and more of it: what a memory forgets.
+
+    Facts come without noise between them, and every distance asks the same questions, so what differs from no noise at
+    all is what noise has washed away.
+    """
+    if len(models) != len({path.resolve() for path in models}):
+        raise ValueError("a model is given twice; give each once")
+    for name, number in (("samples", samples), ("batch-size", batch_size), ("segment-tokens", segment_tokens)):
+        if number is not None and number < 1:
+            raise ValueError(f"--{name} is {number}, but must be at least 1")
+    task_numbers, distances = parse_tasks(tasks), _parse_segments(segments)
+    if json_path is not None and json_path.is_dir():
+        raise ValueError(f"--json is {json_path}, which is a folder; name a file")
+
+    from lm2.cli.load_model import check_names, load_model
+    from lm2.cli.provenance import describe_machine, find_commit
+    from lm2.data.files import write_whole
+    from lm2.eval.runner import keeps_bounded_state
+
+    loaded = [load_model(path, device, dtype, tokenizer) for path in models]
+    check_names(loaded)
+    for each in loaded:
+        if not keeps_bounded_state(each.model):
+            raise ValueError(
+                f"{each.name} has no bounded memory, so nothing to forget; give models that have (lm2, rmt, armt), or "
+                "measure it by eval babilong"
+            )
+    segment_tokens = segment_tokens or int(loaded[0].model.config.segment_length)
+    right = {
+        each.name: {
+            f"qa{task}": _measure(
+                each,
+                task,
+                [count * segment_tokens for count in distances],
+                samples,
+                batch_size,
+                facts,
+                background,
+                seed,
+            )
+            for task in task_numbers
+        }
+        for each in loaded
+    }
+    if json_path is not None:
+        document = {
+            "kind": KIND,
+            "version": VERSION,
+            "commit": find_commit(),
+            "machine": describe_machine(loaded[0].model.device.type),
+            "segment_tokens": segment_tokens,
+            "segments": distances,
+            "samples": samples,
+            "seed": seed,
+            "facts": facts,
+            "background": background,
+            "right": right,
+        }
+        with write_whole(json_path) as file:
+            file.write(json.dumps(document, indent=1) + "\n")
+    _print(right, distances, samples, segment_tokens)
+
+
+def _parse_segments(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--segments is {text!r}, but must be numbers of segments, such as 0,4,256")
+    return sorted({int(part) for part in parts})
+
+
+def _measure(
+    loaded: "LoadedModel",
+    task: int,
+    distances_tokens: list[int],
+    samples: int,
+    batch_size: int,
+    facts: str,
+    background: str,
+    seed: int,
+) -> list[int]:
+    """How many questions are answered right after each distance."""
+    from itertools import islice
+
+    from lm2.data.babilong import open_maker
+    from lm2.data.encoding import TextEncoder
+    from lm2.eval.metrics import is_exact
+    from lm2.eval.retention import answers_after_noise, make_stories
+
+    encoder = TextEncoder(loaded.tokenizer, loaded.tokenizer_name)
+    maker = open_maker(facts, background, encoder, seed, allow_repeats=True)
+    maker.check(task, "0k", samples)
+    stories = make_stories(maker, task, samples, distances_tokens[-1])
+    counts = [0] * len(distances_tokens)
+    with show_progress(counts=True) as progress:
+        bar = progress.add_task(f"{loaded.name} qa{task}", total=samples)
+        while batch := list(islice(stories, batch_size)):
+            answers = answers_after_noise(loaded.model, loaded.tokenizer, encoder.encode, batch, distances_tokens)
+            for place, row in enumerate(answers):
+                counts[place] += sum(
+                    is_exact(story.target, text, story.question, f"qa{task}")
+                    for story, text in zip(batch, row, strict=True)
+                )
+            progress.advance(bar, len(batch))
+    return counts
+
+
+def _print(right: dict[str, Any], distances: list[int], samples: int, segment_tokens: int) -> None:
+    from rich.table import Table
+
+    from lm2.eval.babilong import wilson_interval
+
+    title = f"exact match in % (95% interval) by segments of {segment_tokens} tokens of noise; n = {samples}"
+    table = Table(title=title, title_justify="left")
+    for column in ("model", "task", *map(str, distances)):
+        table.add_column(column, justify="left" if column in ("model", "task") else "right")
+    for name, by_task in right.items():
+        for task, counts in by_task.items():
+            cells = []
+            for count in counts:
+                low, high = wilson_interval(count, samples)
+                cells.append(f"{100 * count / samples:.0f} ({100 * low:.0f}-{100 * high:.0f})")
+            table.add_row(name, task, *cells)
+    table_console(plain_width=160).print(table)
