@@ -19,6 +19,7 @@ from torch import Tensor
 from lm2.data.encoding import TextEncoder
 from lm2.data.facts import open_facts
 from lm2.data.noise import TokenizedBackground
+from lm2.data.recall import RecallVocabulary, draw_recall_vocabulary, recall_row
 from lm2.data.stage import Length, Stage, segment_lengths
 from lm2.data.stream import IGNORED_LABEL, BabilongStream
 from lm2.data.text import open_background
@@ -32,6 +33,7 @@ from lm2.train.sections import DataRecipe, LossRecipe, StageRecipe, check_shares
 _CONTENT_STORIES = 64
 
 Spans = tuple[tuple[int, int], ...]
+Kind = Literal["task", "recall", "primer"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +46,8 @@ class Batch:
         attention_mask: int64 [B, T], 0 at padding.
         weights: float32 [B, T], how much each label counts; None for equally.
         first_index: Number of the first row, in the whole run or in the validation.
-        kind: "task", or "primer".
-        tasks: bAbI task of each row; empty for primer.
+        kind: "task", "recall" or "primer".
+        tasks: bAbI task of each row; empty for recall and primer.
         answers: Of each row, where its answers are: tokens `begin` to `end` - 1. Of primer, each token is one.
         seed: In words, how to make the batch again.
     """
@@ -55,7 +57,7 @@ class Batch:
     attention_mask: Tensor
     weights: Tensor | None
     first_index: int
-    kind: Literal["task", "primer"]
+    kind: Kind
     tasks: tuple[int, ...]
     answers: tuple[Spans, ...]
     seed: str
@@ -113,9 +115,14 @@ class BatchSource:
             for split in splits
             for (number, length), stream in _open_streams(recipe, encoder, split).items()
         }
+        words = sorted(set(range(self.vocab_size)) - set(tokenizer.added_tokens_decoder))
+        self._recall = {
+            number: draw_recall_vocabulary(Random(f"recall vocabulary {recipe.seed}"), words, stage.recall)
+            for number, stage in enumerate(recipe.curriculum)
+            if stage.recall is not None
+        }
         self._primer_tokens: tuple[int, ...] = ()
         if recipe.data.primer_length_tokens is not None:
-            words = sorted(set(range(self.vocab_size)) - set(tokenizer.added_tokens_decoder))
             self._primer_tokens = draw_vocabulary(
                 Random(f"primer vocabulary {recipe.seed}"),
                 words,
@@ -156,10 +163,15 @@ class BatchSource:
         batches += [_asking_nothing(batches[0])] * (-len(batches) % self._world_size)
         return batches[self._rank :: self._world_size]
 
+    def recall_vocabulary(self, stage: int) -> RecallVocabulary:
+        """What tokens stand for in a stage of recall, by its number."""
+        return self._recall[stage]
+
     def _content_tokens(self) -> set[int]:
         """Of all tasks of all stages."""
         firsts = {number: stream for (split, number, _), stream in self._streams.items() if split == "train"}
-        return set().union(*(stream.content_tokens(_CONTENT_STORIES) for stream in firsts.values()))
+        told = (stream.content_tokens(_CONTENT_STORIES) for stream in firsts.values())
+        return set().union(*told, *(vocabulary.content for vocabulary in self._recall.values()))
 
     def _batch(self, split: str, number: int, length: int | None, indices: range) -> Batch:
         """Rows of a stage, of `length` tokens; of primer where it is None."""
@@ -168,6 +180,9 @@ class BatchSource:
             rows = [self._primer_row(split, index) for index in indices]
             # Random tokens can be copied, but not foretold: only answers are learned.
             loss, what = LossRecipe(), f"primer of {recipe.data.primer_length_tokens} tokens"
+        elif number in self._recall:
+            rows = [self._recall_row(split, number, length, index) for index in indices]
+            loss, what = LossRecipe(), f"recall of {length} tokens"
         else:
             stream = self._streams[split, number, length]
             rows = [_task_row(stream, index) for index in indices]
@@ -176,7 +191,8 @@ class BatchSource:
             f"{split} rows {indices[0]} to {indices[-1]} in steps of {indices.step}, stage "
             f"{recipe.curriculum[number].name!r}, {what}, seed {recipe.seed}"
         )
-        return _collate(rows, loss, self._padding, indices[0], seed)
+        kind: Kind = "primer" if length is None else "recall" if number in self._recall else "task"
+        return _collate(rows, kind, loss, self._padding, indices[0], seed)
 
     def _primer_row(self, split: str, index: int) -> _Row:
         length = self._recipe.data.primer_length_tokens
@@ -184,6 +200,13 @@ class BatchSource:
         rng = Random(f"primer {split} {self._recipe.seed} {index}")
         input_ids, copied = copying_row(rng, length, self._primer_tokens)
         return _Row(input_ids, tuple((place, place + 1) for place in copied), None)
+
+    def _recall_row(self, split: str, number: int, length: int, index: int) -> _Row:
+        task = self._recipe.curriculum[number].recall
+        assert task is not None, "the caller has looked"
+        rng = Random(f"recall {split} {self._recipe.seed} {index}")
+        row = recall_row(rng, length, task, self._recall[number])
+        return _Row(row.input_ids, tuple((place, place + 1) for place in row.answers.tolist()), None)
 
 
 def _is_primer(stage: StageRecipe, stage_step: int) -> bool:
@@ -205,14 +228,13 @@ def _open_streams(recipe: Recipe, encoder: TextEncoder, split: str) -> dict[tupl
     """The streams of a split, by stage and length; they share facts and background."""
     data = recipe.data
     background = None
-    if data.background is not None:
+    if data.background is not None and any(stage.tasks for stage in recipe.curriculum):
         background = TokenizedBackground(open_background(data.background, split), encoder)
     facts = open_facts(data.facts, split, recipe.seed)
     streams = {}
     for number, recipe_stage in enumerate(recipe.curriculum):
-        if recipe_stage.primer_every == 1:
+        if recipe_stage.tasks is None:
             continue
-        assert recipe_stage.tasks is not None, "checked with the recipe"
         for length in _lengths(recipe_stage, data):
             stage = Stage(
                 recipe_stage.tasks,
@@ -237,7 +259,7 @@ def _task_row(stream: BabilongStream, index: int) -> _Row:
     return _Row(sample.input_ids, tuple((asked.answer_begin, asked.end) for asked in sample.questions), sample.task)
 
 
-def _collate(rows: Sequence[_Row], loss: LossRecipe, padding: int, first_index: int, seed: str) -> Batch:
+def _collate(rows: Sequence[_Row], kind: Kind, loss: LossRecipe, padding: int, first_index: int, seed: str) -> Batch:
     shape = len(rows), max(len(row.input_ids) for row in rows)
     input_ids = np.full(shape, padding, dtype=np.int64)
     attention_mask = np.zeros(shape, dtype=np.int64)
@@ -258,7 +280,7 @@ def _collate(rows: Sequence[_Row], loss: LossRecipe, padding: int, first_index: 
         torch.from_numpy(attention_mask),
         weights,
         first_index,
-        "task" if tasks else "primer",
+        kind,
         tasks,
         tuple(row.answers for row in rows),
         seed,

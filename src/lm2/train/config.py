@@ -142,7 +142,7 @@ def _check_stages(recipe: Recipe) -> None:
         if stage.name in names[:number]:
             raise ValueError(f"curriculum.{number}.name is {stage.name!r}, as another stage's; each needs its own")
         _check_end(recipe, number, stage)
-        if stage.lengths_tokens and max(stage.lengths_tokens) and data.background is None:
+        if stage.tasks and stage.lengths_tokens and max(stage.lengths_tokens) and data.background is None:
             raise ValueError(f"curriculum.{number}.lengths_tokens needs data.background; give one, or only length 0")
     longest_before = sum(stage.until.longest_steps for stage in stages if stage.until)
     if longest_before >= recipe.schedule.total_steps:
@@ -152,7 +152,7 @@ def _check_stages(recipe: Recipe) -> None:
         )
     _check_pair("segment_length_tokens", data.segment_length_tokens, [stage.segments for stage in stages], "segments")
     _check_pair("primer_length_tokens", data.primer_length_tokens, [s.primer_every for s in stages], "primer_every")
-    if data.background is None and any(stage.segments for stage in stages):
+    if data.background is None and any(stage.tasks and stage.segments for stage in stages):
         raise ValueError("data.background is missing: stages with segments need it")
 
 

@@ -110,7 +110,7 @@ def scale_loss(loss_sum: Tensor, total_weight: float, world_size: int = 1) -> Te
 
 @torch.no_grad()
 def answer_accuracy(logits: Tensor, batch: Batch) -> dict[int | None, tuple[int, int]]:
-    """How many questions are answered right, and how many there are, by task; None stands for primer.
+    """How many questions are answered right, and how many there are, by task; None stands for primer and recall.
 
     Right is an answer of which every token, its end included, is the likeliest one after the true ones before it. That
     is an exact match of greedy decoding: up to the first wrong token both read the same.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from lm2.data.babi.story import TASK_NAMES
 from lm2.data.lengths import TOKENS_PER_ROW, parse_lengths
+from lm2.data.recall import MIN_ROW_TOKENS, RecallTask
 from lm2.train.primer import MIN_COPY_TOKENS
 
 
@@ -150,7 +151,8 @@ class StageRecipe:
 
     Attributes:
         name: For logs.
-        tasks: Weight of each bAbI task; left out in a stage of primer only.
+        tasks: Weight of each bAbI task; left out in a stage of recall or of primer only.
+        recall: Associative recall instead of tasks (lm2.data.recall).
         segments: Lengths as whole segments of `data.segment_length_tokens`; this or `lengths_tokens`.
         lengths_tokens: Lengths in tokens, equally likely; 0 is facts only, without background.
         questions: "inline" asks inside the context, "end" asks one question behind it.
@@ -163,6 +165,7 @@ class StageRecipe:
 
     name: str
     tasks: Mapping[int, float] | None = None
+    recall: RecallTask | None = None
     segments: SegmentsRecipe | None = None
     lengths_tokens: tuple[int, ...] | None = None
     questions: Literal["inline", "end"] = "inline"
@@ -180,9 +183,13 @@ class StageRecipe:
                 if getattr(self, name) != default:
                     raise ValueError(f"{name} has no effect with primer_every 1, a stage of primer only; leave it out")
             return
-        if not self.tasks:
+        if self.recall is not None:
+            for name in ("tasks", "questions", "max_questions", "shortened"):
+                if getattr(self, name) != _TASK_KEYS[name]:
+                    raise ValueError(f"{name} has no effect with recall, which has questions of its own; leave it out")
+        elif not self.tasks:
             raise ValueError("tasks is empty, but must give at least one task its weight, such as {1: 1.0}")
-        for task, weight in self.tasks.items():
+        for task, weight in (self.tasks or {}).items():
             if task not in TASK_NAMES:
                 raise ValueError(f"tasks has {task}, but tasks are 1 to 20")
             if weight <= 0:
@@ -191,12 +198,17 @@ class StageRecipe:
             raise ValueError("segments and lengths_tokens: give exactly one of them")
         if self.lengths_tokens is not None and (not self.lengths_tokens or min(self.lengths_tokens) < 0):
             raise ValueError(f"lengths_tokens is {list(self.lengths_tokens)}, but must be one or more, from 0 on")
+        if self.recall is not None and self.lengths_tokens is not None and min(self.lengths_tokens) < MIN_ROW_TOKENS:
+            raise ValueError(
+                f"lengths_tokens is {list(self.lengths_tokens)}, but recall needs {MIN_ROW_TOKENS} or more each"
+            )
         if self.questions == "end" and self.max_questions is not None:
             raise ValueError("max_questions has no effect with questions 'end', where one is asked; leave it out")
 
 
 _TASK_KEYS: Mapping[str, Any] = {
     "tasks": None,
+    "recall": None,
     "segments": None,
     "lengths_tokens": None,
     "questions": "inline",
