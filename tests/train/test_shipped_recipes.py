@@ -54,7 +54,7 @@ def overrides(path: Path) -> list[str]:
             changes[f"model.config.{token}"] = "1"
     if recipe.model.config.get("memory_design") == "paper":
         changes |= {"model.config.num_memory_slots": "32", "model.config.segment_length": "32"}
-    if recipe.data.background != "builtin":
+    if recipe.data.background not in ("builtin", None):
         # The built-in test text is shorter than the longest samples.
         changes["data.segment_length_tokens"] = "256"
     for stage in range(num_stages - 1):

@@ -111,3 +111,73 @@ def test_causal_attention_counts_the_blocks_that_the_kernel_touches(monkeypatch)
     assert attended_pairs(2048, 2048, True) == 2 * 256 * 512 * (1 + 2 + 3 + 4)
     # The extra key is a block of its own, which only the last query reaches.
     assert attended_pairs(513, 513, True) == 512 * 512 + 513
+
+
+def test_a_variant_of_the_ablations_is_trained_and_measured(monkeypatch, tmp_path):
+    """`base` and a rival, two steps a stage; what is counted can be wrong and right."""
+    monkeypatch.syspath_prepend(PROGRAM.parent)
+    import ablations
+
+    whole = ablations.recipe_of
+
+    def short(name, seed):
+        recipe = whole(name, seed)
+        for stage in recipe["curriculum"][:-1]:
+            stage["until"] = {"steps": 2}
+        recipe["schedule"] |= {"total_steps": 6, "warmup_steps": 1, "decay_steps": 1}
+        return recipe
+
+    monkeypatch.setattr(ablations, "recipe_of", short)
+    monkeypatch.setattr(ablations, "ACCURACY_ROWS", {1: 4, 4: 2})
+    monkeypatch.setattr(ablations, "KEPT_ROWS", {0: 2, 3: 2})
+    for name in ("base", "rmt-half"):
+        ablations.train_and_measure(name, 0, tmp_path / "found.json")
+        found = json.loads((tmp_path / "found.json").read_text())
+        assert set(found["accuracy"]) == {"1", "4"}
+        assert set(found["kept"]) == {"0", "3"}
+        assert all(
+            0 <= right < asked for counts in (found["accuracy"], found["kept"]) for right, asked in counts.values()
+        )
+
+
+def test_variants_of_the_ablations_change_one_thing(monkeypatch):
+    monkeypatch.syspath_prepend(PROGRAM.parent)
+    import ablations
+
+    from lm2.cli.build_model import build_model
+    from lm2.data.tokenizer import load_tokenizer
+    from lm2.train.checking import build
+    from lm2.train.config import Recipe, differing_keys
+
+    tokenizer = load_tokenizer("builtin")
+    base = build(Recipe, ablations.recipe_of("base", 0))
+    recipes = {name: build(Recipe, ablations.recipe_of(name, 0)) for name in ablations.VARIANTS}
+    for name, recipe in recipes.items():
+        differing = [key for key in differing_keys(recipe, base) if not key.startswith("name:")]
+        assert (not differing) == (name == "base" or ablations.VARIANTS[name].patch is not None), (name, differing)
+        parameters = build_model(recipe.model, tokenizer, 0).num_parameters()
+        assert parameters == pytest.approx(build_model(base.model, tokenizer, 0).num_parameters(), rel=0.09), name
+        if recipe.model.architecture != "lm2":
+            assert parameters == pytest.approx(build_model(base.model, tokenizer, 0).num_parameters(), rel=0.005), name
+
+
+def test_told_rows_ask_for_what_was_told_last(monkeypatch):
+    monkeypatch.syspath_prepend(PROGRAM.parent)
+    import random
+
+    import ablations
+
+    from lm2.data.recall import RecallTask, draw_recall_vocabulary
+
+    task = RecallTask(8, 5, 3, 0.4)
+    vocabulary = draw_recall_vocabulary(random.Random(0), range(100), task)
+    for seed in range(20):
+        ids, answers = ablations.told_row(seed, 3, 12, task, vocabulary)
+        told = {}
+        for place in range(24):
+            if ids[place] in vocabulary.keys:
+                told[ids[place]] = ids[place + 1]
+        assert set(ids[24 : 24 + 36]) <= set(vocabulary.noise)
+        assert [(ids[place - 1], ids[place]) for place in answers] == list(told.items())
+        assert all(ids[place - 2] == vocabulary.ask for place in answers)
+        assert answers[-1] == len(ids) - 1
