@@ -26,6 +26,7 @@ SCALES = {
         "lm2-attend": "tiny-attend",
         "lm2-paper": "tiny-paper",
     },
+    "tasks": {"lm2": "tasks", "llama": "tasks-llama", "rmt": "tasks-rmt", "armt": "tasks-armt"},
     "gpu": {"lm2": "gpu", "llama": "gpu-llama"},
     "paper": {"lm2": "paper", "llama": "paper-llama"},
 }
@@ -37,7 +38,7 @@ _KIND, _VERSION = "lm2-reproduce", 1
 
 
 def reproduce(
-    scale: Annotated[str | None, typer.Option("--scale", help="laptop, gpu or paper (default: laptop).")] = None,
+    scale: Annotated[str | None, typer.Option("--scale", help="laptop, tasks, gpu or paper (default: laptop).")] = None,
     models: Annotated[
         str | None,
         typer.Option(
