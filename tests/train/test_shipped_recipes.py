@@ -56,7 +56,7 @@ def overrides(path: Path) -> list[str]:
         changes |= {"model.config.num_memory_slots": "32", "model.config.segment_length": "32"}
     if recipe.data.background not in ("builtin", None):
         # The built-in test text is shorter than the longest samples.
-        changes["data.segment_length_tokens"] = "256"
+        changes["data.segment_length_tokens"] = "96"
     for stage in range(num_stages - 1):
         changes[f"curriculum.{stage}.until"] = "{steps: 2}"
     return [f"{key}={value}" for key, value in changes.items()]

@@ -10,9 +10,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from toy_recipe import TOY, write_toy
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from lm2 import LM2Config, LM2ForCausalLM
+from lm2 import ARMTConfig, LM2Config, RMTConfig
 from lm2.train.checking import dump_yaml, parse_yaml
 from lm2.train.config import Recipe, differing_keys, dump_recipe, load_recipe
 from lm2.train.sections import (
@@ -66,29 +66,36 @@ def test_recipes_that_ship_are_read(path: Path) -> None:
 
 
 def test_there_are_recipes() -> None:
-    names = {"tiny", "gpu", "paper"}
+    names = {"tiny", "tasks", "gpu", "base", "paper"}
     assert names | {f"{name}-llama" for name in names} <= {path.stem for path in RECIPES}
 
 
-@pytest.mark.parametrize("name", ["tiny", "gpu", "paper"])
+CONFIGS = {"lm2": LM2Config, "llama": LlamaConfig, "rmt": RMTConfig, "armt": ARMTConfig}
+
+
+@pytest.mark.parametrize("name", ["tiny", "tasks", "gpu", "base", "paper"])
 def test_rivals_train_on_one_stream(name: str) -> None:
-    """Data, curriculum, optimizer, schedule and loop of the Llama are those of the LM2."""
+    """Data, curriculum, optimizer, schedule and loop of all rivals are those of the LM2."""
     by_name = {path.stem: load_recipe(path) for path in RECIPES}
-    lm2, llama = by_name[name], by_name[f"{name}-llama"]
-    assert replace(llama, name=lm2.name, model=lm2.model) == lm2
+    lm2 = by_name[name]
+    rivals = [recipe for stem, recipe in by_name.items() if stem.startswith(f"{name}-")]
+    assert len(rivals) >= 1
+    for rival in rivals:
+        assert replace(rival, name=lm2.name, model=lm2.model) == lm2
     assert lm2.data.segment_length_tokens == lm2.model.config["segment_length"]
 
 
-@pytest.mark.parametrize("name", ["tiny", "gpu", "paper"])
+@pytest.mark.parametrize("name", ["tiny", "tasks", "gpu", "base", "paper"])
 def test_rivals_have_as_many_parameters(name: str) -> None:
-    by_name = {path.stem: load_recipe(path) for path in RECIPES}
-    lm2, llama = by_name[name].model, by_name[f"{name}-llama"].model
+    by_name = {path.stem: load_recipe(path).model for path in RECIPES}
+    lm2, llama = by_name[name], by_name[f"{name}-llama"]
+    rivals = [recipe for stem, recipe in by_name.items() if stem in (f"{name}-llama", f"{name}-rmt", f"{name}-armt")]
     with torch.device("meta"):
-        counts = [
-            LM2ForCausalLM(LM2Config(**lm2.config)).num_parameters(),
-            LlamaForCausalLM(LlamaConfig(**llama.config)).num_parameters(),
+        models = [
+            AutoModelForCausalLM.from_config(CONFIGS[recipe.architecture](**recipe.config)) for recipe in (lm2, *rivals)
         ]
-    assert counts[1] == pytest.approx(counts[0], rel=1e-3)
+    counts = [model.num_parameters() for model in models]
+    assert counts == pytest.approx([counts[0]] * len(counts), rel=2e-3)
     assert {
         key: value for key, value in llama.config.items() if key != "intermediate_size"
     }.items() <= lm2.config.items()

@@ -28,6 +28,7 @@ SCALES = {
     },
     "tasks": {"lm2": "tasks", "llama": "tasks-llama", "rmt": "tasks-rmt", "armt": "tasks-armt"},
     "gpu": {"lm2": "gpu", "llama": "gpu-llama"},
+    "base": {"lm2": "base", "llama": "base-llama", "rmt": "base-rmt", "armt": "base-armt"},
     "paper": {"lm2": "paper", "llama": "paper-llama"},
 }
 # Compared where --models is not given, as far as the scale has them.
@@ -38,7 +39,9 @@ _KIND, _VERSION = "lm2-reproduce", 1
 
 
 def reproduce(
-    scale: Annotated[str | None, typer.Option("--scale", help="laptop, tasks, gpu or paper (default: laptop).")] = None,
+    scale: Annotated[
+        str | None, typer.Option("--scale", help="laptop, tasks, gpu, base or paper (default: laptop).")
+    ] = None,
     models: Annotated[
         str | None,
         typer.Option(
