@@ -24,7 +24,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from threading import Lock
@@ -43,10 +43,10 @@ FACT_SEGMENTS = 2
 
 @dataclass(frozen=True)
 class Variant:
-    """Attributes: what is changed, keys that are set in the recipe, and a function that changes the code."""
+    """Attributes: what is changed, a function that changes the recipe's plain values, and one that changes the code."""
 
     what: str
-    sets: dict = field(default_factory=dict)
+    change: Callable[[dict], object] = lambda recipe: None
     patch: Callable[[], None] | None = None
 
 
@@ -87,10 +87,43 @@ def _start_without_output() -> None:
 
 
 def _config(what: str, **fields: object) -> Variant:
-    return Variant(what, {f"model.config.{name}": value for name, value in fields.items()})
+    return Variant(what, lambda recipe: recipe["model"]["config"].update(fields))
 
 
-LAST = 2
+def _without_copying(recipe: dict) -> None:
+    recipe["data"] |= {"primer_length_tokens": None, "primer_vocab_size": None}
+    recipe["curriculum"] = recipe["curriculum"][1:]
+    del recipe["curriculum"][0]["primer_every"]
+
+
+def _without_one_segment(recipe: dict) -> None:
+    first, single, last = recipe["curriculum"]
+    recipe["curriculum"] = [first, {**last, "primer_every": single["primer_every"]}]
+
+
+def _half_rates(recipe: dict) -> None:
+    for key in ("learning_rate", "adamw_learning_rate"):
+        recipe["optimizer"][key] /= 2
+
+
+def _rival(family: str, intermediate_size: int, change: Callable[[dict], object] | None = None) -> Callable:
+    """Another architecture with as many parameters as LM2 (within 0.5%, which a test holds)."""
+
+    def replace(recipe: dict) -> None:
+        config = recipe["model"]["config"]
+        segment = config["segment_length"]
+        for key in [key for key in config if "memory" in key or "segment" in key or key == "attention_window"]:
+            del config[key]
+        config["intermediate_size"] = intermediate_size
+        if family != "llama":
+            config |= {"num_memory_tokens": 16, "segment_length": segment, "memory_init_std": 1.0}
+        recipe["model"]["architecture"] = family
+        if change is not None:
+            change(recipe)
+
+    return replace
+
+
 VARIANTS = {
     "base": Variant("recipes/recall.yaml"),
     # The read.
@@ -119,20 +152,24 @@ VARIANTS = {
     # Attention and training.
     "window-2": _config("attention over two segments", attention_window=2),
     "bptt-2": _config("gradient through 2 segments", bptt_segments=2),
-    "adamw": Variant("optimizer: AdamW 3e-3 for all", {"optimizer": {"name": "adamw", "learning_rate": 3e-3}}),
-    "no-primer": Variant("curriculum: no copying", {"data.primer_length_tokens": None}),
-    "no-single": Variant("curriculum: four segments at once"),
-    "narrow": Variant("embeddings of width 0.1 instead of 1", {"model.embedding_std": 0.1}),
-    "to-16": Variant("trained on up to 16 segments", {f"curriculum.{LAST}.segments.max": 16}),
+    "adamw": Variant(
+        "optimizer: AdamW 3e-3 for all",
+        lambda recipe: recipe.update(optimizer={"name": "adamw", "learning_rate": 3e-3}),
+    ),
+    "no-primer": Variant("curriculum: no copying", _without_copying),
+    "no-single": Variant("curriculum: four segments at once", _without_one_segment),
+    "narrow": Variant("embeddings of width 0.1 instead of 1", lambda recipe: recipe["model"].update(embedding_std=0.1)),
+    "to-16": Variant(
+        "trained on up to 16 segments", lambda recipe: recipe["curriculum"][-1]["segments"].update(max=16)
+    ),
     # Rivals, with the same rates and with half of them.
-    "rmt": Variant("RMT, 16 memory tokens"),
-    "rmt-half": Variant("RMT, half the rates"),
-    "armt": Variant("ARMT, 16 memory tokens"),
-    "armt-half": Variant("ARMT, half the rates"),
-    "base-half": Variant("LM2, half the rates"),
-    "llama": Variant("Llama, attention over everything"),
+    "rmt": Variant("RMT, 16 memory tokens", _rival("rmt", 211)),
+    "rmt-half": Variant("RMT, half the rates", _rival("rmt", 211, _half_rates)),
+    "armt": Variant("ARMT, 16 memory tokens", _rival("armt", 143)),
+    "armt-half": Variant("ARMT, half the rates", _rival("armt", 143, _half_rates)),
+    "base-half": Variant("LM2, half the rates", _half_rates),
+    "llama": Variant("Llama, attention over everything", _rival("llama", 214)),
 }
-HALF_RATES = {"optimizer.learning_rate": 3e-3, "optimizer.adamw_learning_rate": 7.5e-4}
 
 
 def recipe_of(name: str, seed: int) -> dict:
@@ -140,41 +177,8 @@ def recipe_of(name: str, seed: int) -> dict:
     from lm2.train.checking import parse_yaml
 
     recipe = parse_yaml(RECIPE.read_text("utf-8"))
-    for path, value in VARIANTS[name].sets.items():
-        *sections, key = path.split(".")
-        place = recipe
-        for section in sections:
-            place = place[int(section) if isinstance(place, list) else section]
-        place[key] = value
-    if name == "no-primer":
-        recipe["data"]["primer_vocab_size"] = None
-        recipe["curriculum"] = recipe["curriculum"][1:]
-        del recipe["curriculum"][0]["primer_every"]
-    if name == "no-single":
-        recipe["curriculum"] = [recipe["curriculum"][0], {**recipe["curriculum"][-1], "primer_every": 4}]
-    family, _, rates = name.partition("-")
-    if family in ("rmt", "armt", "llama"):
-        _replace_model(recipe["model"], family)
-    if rates == "half":
-        recipe["optimizer"] |= {key.partition(".")[2]: value for key, value in HALF_RATES.items()}
+    VARIANTS[name].change(recipe)
     return {**recipe, "name": name, "seed": seed}
-
-
-def _replace_model(model: dict, family: str) -> None:
-    """Another architecture with about as many parameters (within 1%, see the results)."""
-    config = model["config"]
-    segment = config["segment_length"]
-    for key in [key for key in config if "memory" in key or key in ("segment_length", "attention_window")]:
-        del config[key]
-    del config["bptt_segments"]
-    model["architecture"] = family
-    config["intermediate_size"] = INTERMEDIATE_SIZES[family]
-    if family != "llama":
-        config |= {"num_memory_tokens": 16, "segment_length": segment, "memory_init_std": 1.0}
-
-
-# That parameters are as many as LM2's.
-INTERMEDIATE_SIZES = {"llama": 214, "rmt": 211, "armt": 143}
 
 
 def train_and_measure(name: str, seed: int, out: Path) -> None:
