@@ -201,3 +201,14 @@ def test_stages_that_are_refused(tmp_path: Path, change: dict[str, Any], message
     with pytest.raises(ValueError) as refused:  # noqa: PT011
         load_recipe(write_toy(tmp_path), [f"curriculum.2={dump_yaml(stage)}"])
     assert message in str(refused.value)
+
+
+def test_segments_that_no_row_fits_are_refused(tmp_path: Path) -> None:
+    stages = [
+        f"curriculum.1={dump_yaml({**STAGE, 'name': 'short', 'segments': {'max': 1}, 'until': {'steps': 2}})}",
+        f"curriculum.2={dump_yaml({**STAGE, 'segments': {'max': 2}})}",
+    ]
+    with pytest.raises(
+        ValueError, match=r"data.segment_length_tokens is 9 and margin_tokens 4, but recall \(curriculum.1"
+    ):
+        load_recipe(write_toy(tmp_path), [*stages, "data.segment_length_tokens=9", "data.margin_tokens=4"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lm2.data.recall import MIN_ROW_TOKENS
 from lm2.train.checking import build, dump_yaml, parse_yaml, plain
 from lm2.train.sections import (
     DataRecipe,
@@ -144,6 +145,11 @@ def _check_stages(recipe: Recipe) -> None:
         _check_end(recipe, number, stage)
         if stage.tasks and stage.lengths_tokens and max(stage.lengths_tokens) and data.background is None:
             raise ValueError(f"curriculum.{number}.lengths_tokens needs data.background; give one, or only length 0")
+        if stage.recall and stage.segments and (data.segment_length_tokens or 0) - data.margin_tokens < MIN_ROW_TOKENS:
+            raise ValueError(
+                f"data.segment_length_tokens is {data.segment_length_tokens} and margin_tokens {data.margin_tokens}, but "
+                f"recall (curriculum.{number}) needs segments of {MIN_ROW_TOKENS} tokens or more"
+            )
     longest_before = sum(stage.until.longest_steps for stage in stages if stage.until)
     if longest_before >= recipe.schedule.total_steps:
         raise ValueError(
