@@ -147,8 +147,8 @@ def _check_stages(recipe: Recipe) -> None:
             raise ValueError(f"curriculum.{number}.lengths_tokens needs data.background; give one, or only length 0")
         if stage.recall and stage.segments and (data.segment_length_tokens or 0) - data.margin_tokens < MIN_ROW_TOKENS:
             raise ValueError(
-                f"data.segment_length_tokens is {data.segment_length_tokens} and margin_tokens {data.margin_tokens}, but "
-                f"recall (curriculum.{number}) needs segments of {MIN_ROW_TOKENS} tokens or more"
+                f"data.segment_length_tokens is {data.segment_length_tokens} and margin_tokens {data.margin_tokens}, "
+                f"but recall (curriculum.{number}) needs segments of {MIN_ROW_TOKENS} tokens or more"
             )
     longest_before = sum(stage.until.longest_steps for stage in stages if stage.until)
     if longest_before >= recipe.schedule.total_steps:
