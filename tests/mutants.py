@@ -622,6 +622,20 @@ PARITY_MODELS = [
         test="unit/test_optim.py::test_muon_is_exact_to_float32_on_the_cpu",
     ),
     Mutant(
+        name="recall: a question repeats any value",
+        file="src/lm2/data/recall.py",
+        old="    value_C[is_question] = value_C[source_C[is_question]]\n",
+        new="",
+        test="unit/test_recall.py::test_answers_are_the_latest_values",
+    ),
+    Mutant(
+        name="recall: validation reads the rows of training",
+        file="src/lm2/train/batches.py",
+        old='Random(f"recall {split} ',
+        new='Random(f"recall ',
+        test="unit/test_recall.py::test_validation_of_recall_has_rows_of_its_own",
+    ),
+    Mutant(
         name="retention: a question becomes part of the text",
         file="src/lm2/eval/retention.py",
         old="copy.deepcopy(state)",
