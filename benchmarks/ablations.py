@@ -86,6 +86,21 @@ def _start_without_output() -> None:
     building.build_model = build_silent
 
 
+def _read_after_attention() -> None:
+    from lm2.models.lm2 import block_lm2
+    from lm2.models.lm2.memory_lm2 import SeparateRead
+
+    attend, read, found = block_lm2.attend, SeparateRead.forward, []
+
+    def attend_and_tell(attention, *arguments):
+        attended = attend(attention, *arguments)
+        found.append(attention.o_proj(attended.flatten(-2)))
+        return attended
+
+    block_lm2.attend = attend_and_tell
+    SeparateRead.forward = lambda self, x_BGQD, *slots: read(self, x_BGQD + found.pop(), *slots)
+
+
 def _config(what: str, **fields: object) -> Variant:
     return Variant(what, lambda recipe: recipe["model"]["config"].update(fields))
 
@@ -128,6 +143,11 @@ VARIANTS = {
     "base": Variant("recipes/recall.yaml"),
     # The read.
     "separate": _config("read: a softmax of its own over the slots (the paper's)", memory_read="separate"),
+    "separate-after": Variant(
+        "read: the same, asked by what attention found, too",
+        lambda recipe: recipe["model"]["config"].update(memory_read="separate"),
+        patch=_read_after_attention,
+    ),
     "no-output-gate": Variant("read: output gate always open", patch=_open_output_gate),
     "silent": Variant("read: output factor starts at 0 instead of 1", patch=_start_without_output),
     "null-slot": _config("read: null slot", memory_null_slot=True),
