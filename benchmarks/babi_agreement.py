@@ -17,6 +17,7 @@ from pathlib import Path
 
 from measure import run_facts
 
+from lm2.cli.ranges import parse_tasks
 from lm2.data.babi.simulator import make_stories
 from lm2.data.babi.solver import Answer, solve
 from lm2.data.babi.story import TASK_NAMES, Question
@@ -89,16 +90,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=100_000, help="per task (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the simulator (%(default)s)")
-    parser.add_argument("--tasks", default=",".join(map(str, TASK_NAMES)), help="comma-separated (all)")
+    parser.add_argument("--tasks", default=",".join(map(str, TASK_NAMES)), help="such as 1-5,7 (all)")
     parser.add_argument("--out", type=Path, default=OUT, help="JSON file (%(default)s)")
     options = parser.parse_args(arguments)
-    names = [name.strip() for name in options.tasks.split(",")]
-    known = {str(task): task for task in TASK_NAMES}
-    if unknown := [name for name in names if name not in known]:
-        parser.error(f"--tasks: {', '.join(map(repr, unknown))} unknown; choose from 1 to {len(TASK_NAMES)}")
+    try:
+        options.tasks = parse_tasks(options.tasks)
+    except ValueError as error:
+        parser.error(str(error))
     if options.questions < 1:
         parser.error("--questions: at least 1")
-    options.tasks = [known[name] for name in names]
     return options
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from measure import run_facts
 
 from lm2.baselines.rag import RAG, BM25Retriever, Retrieved, sentence_spans
+from lm2.cli.ranges import parse_tasks
 from lm2.data.babi.solver import answer_from
 from lm2.data.babilong import Sample, open_maker
 from lm2.data.encoding import TextEncoder
@@ -88,15 +89,17 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=500, help="per task and length (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the samples (%(default)s)")
-    parser.add_argument("--tasks", default=",".join(map(str, TASKS)), help="comma-separated, of 1 to 3 (all)")
+    parser.add_argument("--tasks", default=",".join(map(str, TASKS)), help="such as 1,3 (all: 1-3)")
     parser.add_argument("--out", type=Path, default=OUT, help="JSON file (%(default)s)")
     options = parser.parse_args(arguments)
-    names = [name.strip() for name in options.tasks.split(",")]
-    if unknown := [name for name in names if name not in map(str, TASKS)]:
-        parser.error(f"--tasks: {', '.join(map(repr, unknown))} unknown; choose from 1 to 3")
+    try:
+        options.tasks = parse_tasks(options.tasks)
+    except ValueError as error:
+        parser.error(str(error))
+    if unknown := set(options.tasks) - set(TASKS):
+        parser.error(f"--tasks: {min(unknown)} is not among {', '.join(map(str, TASKS))}")
     if options.samples < 1:
         parser.error("--samples: at least 1")
-    options.tasks = [int(name) for name in names]
     return options
 
 

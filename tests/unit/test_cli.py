@@ -260,3 +260,12 @@ def test_export_of_something_else(tmp_path):
     result = invoke("export-hub", tmp_path / "absent", tmp_path / "hub")
     assert result.exit_code == 2
     assert "not a folder" in result.stderr
+
+
+@pytest.mark.parametrize("verb", [["eval", "cost"], ["eval", "retention"], ["eval", "perplexity"], ["tables", "mmlu"]])
+def test_a_folder_is_no_file_for_numbers(verb, tmp_path):
+    """It is refused before the missing model is, that is before any work."""
+    arguments = [*verb, "missing", *(["missing.txt"] if verb[1] == "perplexity" else [])]
+    result = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path)])
+    assert result.exit_code != 0
+    assert "which is a folder; name a file" in f"{result.output}{result.exception}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lm2.cli.options import Device, Dtype, ModelTokenizer, model_folder
+from lm2.cli.options import Device, Dtype, JsonFile, ModelFolders, ModelTokenizer
 from lm2.cli.terminal import table_console
 
 if TYPE_CHECKING:
@@ -17,13 +17,7 @@ KIND, VERSION = "lm2-cost", 1
 
 
 def cost(
-    models: Annotated[
-        list[Path],
-        typer.Argument(
-            callback=lambda given: [model_folder(model) for model in given],
-            help="Model folders, or builtin; times are ratios to the first one's.",
-        ),
-    ],
+    models: ModelFolders,
     lengths: Annotated[str, typer.Option("--lengths", help="Tokens to read.")] = "1000,4000,16000",
     training_tokens: Annotated[
         int, typer.Option("--training-tokens", help="Tokens of the row whose training step is counted.")
@@ -32,28 +26,23 @@ def cost(
     device: Device = "auto",
     dtype: Dtype = "auto",
     tokenizer: ModelTokenizer = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file, too.")] = None,
+    json_path: JsonFile = None,
 ) -> None:
     """Print floating-point operations, time and state of reading, and the operations of a training step.
 
     Models take turns on the same random tokens. Operations are those of matrix products and attention; they and the
     state do not depend on the machine, times do.
     """
-    if len(models) != len({path.resolve() for path in models}):
-        raise ValueError("a model is given twice; give each once")
     lengths_tokens = _parse_lengths(lengths)
     if rounds < 1:
         raise ValueError(f"--rounds is {rounds}, but must be at least 1")
-    if json_path is not None and json_path.is_dir():
-        raise ValueError(f"--json is {json_path}, which is a folder; name a file")
 
-    from lm2.cli.load_model import check_names, load_model
+    from lm2.cli.load_model import load_models
     from lm2.cli.provenance import describe_machine, find_commit
     from lm2.data.files import write_whole
     from lm2.eval.cost import measure_costs
 
-    loaded = [load_model(path, device, dtype, tokenizer) for path in models]
-    check_names(loaded)
+    loaded = load_models(models, device, dtype, tokenizer)
     costs = measure_costs([each.model for each in loaded], lengths_tokens, training_tokens, rounds)
     named = {each.name: found for each, found in zip(loaded, costs, strict=True)}
     if json_path is not None:

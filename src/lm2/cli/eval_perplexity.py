@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lm2.cli.options import Device, Dtype, ModelFolder, ModelTokenizer
+from lm2.cli.options import Device, Dtype, JsonFile, ModelFolder, ModelTokenizer
 from lm2.cli.terminal import show_progress, table_console
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def perplexity(
     device: Device = "auto",
     dtype: Dtype = "auto",
     tokenizer: ModelTokenizer = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file, too.")] = None,
+    json_path: JsonFile = None,
 ) -> None:
     """Print perplexity per token and bits per byte of each file and of all, and the mean loss by distance.
 

@@ -1,12 +1,11 @@
 """`lm2 eval retention`: how many segments of noise what was told outlasts."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lm2.cli.options import Device, Dtype, ModelTokenizer, model_folder
+from lm2.cli.options import Device, Dtype, JsonFile, ModelFolders, ModelTokenizer
 from lm2.cli.ranges import parse_tasks
 from lm2.cli.terminal import show_progress, table_console
 
@@ -17,13 +16,7 @@ KIND, VERSION = "lm2-retention", 1
 
 
 def retention(
-    models: Annotated[
-        list[Path],
-        typer.Argument(
-            callback=lambda given: [model_folder(model) for model in given],
-            help="Folders of models with a memory, or builtin.",
-        ),
-    ],
+    models: ModelFolders,
     tasks: Annotated[str, typer.Option("--tasks", help="Tasks, such as 1-5 or 1,3,7-9.")] = "1",
     segments: Annotated[
         str, typer.Option("--segments", help="Segments of noise between the last fact and the question.")
@@ -43,29 +36,24 @@ def retention(
     device: Device = "auto",
     dtype: Dtype = "auto",
     tokenizer: ModelTokenizer = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file, too.")] = None,
+    json_path: JsonFile = None,
 ) -> None:
     """Tell each of MODELS stories, then noise, and ask after more and more of it: what a memory forgets.
 
     Facts come without noise between them, and every distance asks the same questions, so what differs from no noise at
     all is what noise has washed away.
     """
-    if len(models) != len({path.resolve() for path in models}):
-        raise ValueError("a model is given twice; give each once")
     for name, number in (("samples", samples), ("batch-size", batch_size), ("segment-tokens", segment_tokens)):
         if number is not None and number < 1:
             raise ValueError(f"--{name} is {number}, but must be at least 1")
     task_numbers, distances = parse_tasks(tasks), _parse_segments(segments)
-    if json_path is not None and json_path.is_dir():
-        raise ValueError(f"--json is {json_path}, which is a folder; name a file")
 
-    from lm2.cli.load_model import check_names, load_model
+    from lm2.cli.load_model import load_models
     from lm2.cli.provenance import describe_machine, find_commit
     from lm2.data.files import write_whole
     from lm2.eval.runner import keeps_bounded_state
 
-    loaded = [load_model(path, device, dtype, tokenizer) for path in models]
-    check_names(loaded)
+    loaded = load_models(models, device, dtype, tokenizer)
     for each in loaded:
         if not keeps_bounded_state(each.model):
             raise ValueError(

@@ -62,6 +62,25 @@ def load_model(folder: Path, device: str, dtype: str, tokenizer: str | None) -> 
     return LoadedModel(model.to(place).eval(), loaded, name, own_name)
 
 
+def load_models(folders: Sequence[Path], device: str, dtype: str, tokenizer: str | None) -> list[LoadedModel]:
+    """Loads several models that results are to tell apart.
+
+    Args:
+        folders: Each once.
+        device, dtype, tokenizer: As of `load_model`.
+
+    Raises:
+        ValueError: a folder is given twice, two have the same name; or what `load_model` refuses.
+        OSError: a folder cannot be read.
+    """
+    if len(folders) != len({folder.resolve() for folder in folders}):
+        raise ValueError("a model is given twice; give each once")
+    names = [_model_name(folder) for folder in folders]
+    if len(set(names)) < len(names):
+        raise ValueError(f"models are named {', '.join(names)} by their folders; rename one, so that results tell them")
+    return [load_model(folder, device, dtype, tokenizer) for folder in folders]
+
+
 def hash_weights(folder: Path) -> str:
     """SHA-256 of the files that decide what a model computes: its configuration and its weights."""
     digest = hashlib.sha256()
@@ -151,14 +170,3 @@ def without_bars() -> Iterator[None]:
     finally:
         if was_on:
             logging.enable_progress_bar()
-
-
-def check_names(models: Sequence[LoadedModel]) -> None:
-    """Refuses models that results could not tell from one another.
-
-    Raises:
-        ValueError: two folders have the same name.
-    """
-    names = [model.name for model in models]
-    if len(set(names)) < len(names):
-        raise ValueError(f"models are named {', '.join(names)} by their folders; rename one, so that results tell them")

@@ -10,6 +10,13 @@ BUILTIN_FOLDER = Path(__file__).parents[1] / "checkpoints" / "lm2-qa1"
 BUILTIN_MODEL = Path("builtin")
 
 
+def json_file(given: Path | None) -> Path | None:
+    """The file that --json names, refused before any work if it cannot be written."""
+    if given is not None and given.is_dir():
+        raise ValueError(f"--json is {given}, which is a folder; name a file")
+    return given
+
+
 def model_folder(given: Path) -> Path:
     """The folder that a MODEL argument means."""
     return BUILTIN_FOLDER if given == BUILTIN_MODEL else given
@@ -23,8 +30,18 @@ ModelFolder = Annotated[
         help="A folder with a causal language model of transformers, or ours; builtin: the small LM2 that ships.",
     ),
 ]
+ModelFolders = Annotated[
+    list[Path],
+    typer.Argument(
+        callback=lambda given: [model_folder(model) for model in given],
+        help="Folders of models, or builtin; what is relative is so to the first one.",
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto (as saved), float32, bfloat16, float16.")]
 ModelTokenizer = Annotated[
     str | None, typer.Option("--tokenizer", help="The model's tokenizer, if its folder has none: builtin or a folder.")
+]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", callback=json_file, help="Write all numbers to this file, too.")
 ]

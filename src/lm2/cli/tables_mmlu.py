@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lm2.cli.options import JsonFile
+
 if TYPE_CHECKING:
     from lm2.eval.mmlu import GroupScore
 
@@ -14,14 +16,14 @@ if TYPE_CHECKING:
 def mmlu(
     results: Annotated[list[Path], typer.Argument(help="Files that `lm2 eval harness --tasks mmlu --out` wrote.")],
     paper: Annotated[bool, typer.Option("--paper", help="Show the paper's Table 2 beside.")] = False,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file, too.")] = None,
+    json_path: JsonFile = None,
 ) -> None:
     """Print MMLU by category and by level (Markdown): accuracy in %, standard error, and whether it beats chance."""
     from lm2.data.files import write_whole
     from lm2.eval.mmlu import CHANCE, group_scores, subject_scores
 
-    if json_path is not None and (json_path.is_dir() or json_path.resolve() in {path.resolve() for path in results}):
-        raise ValueError(f"--json is {json_path}, which is a folder or one of the results; name another file")
+    if json_path is not None and json_path.resolve() in {path.resolve() for path in results}:
+        raise ValueError(f"--json is {json_path}, which is one of the results; name another file")
     models: dict[str, list[GroupScore]] = {}
     for path in results:
         document = _read(path)
