@@ -24,7 +24,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from threading import Lock
@@ -124,7 +124,7 @@ def _half_rates(recipe: dict) -> None:
 def _rival(family: str, intermediate_size: int, change: Callable[[dict], object] | None = None) -> Callable:
     """Another architecture with as many parameters as LM2 (within 0.5%, which a test holds)."""
 
-    def replace(recipe: dict) -> None:
+    def exchange(recipe: dict) -> None:
         config = recipe["model"]["config"]
         segment = config["segment_length"]
         for key in [key for key in config if "memory" in key or "segment" in key or key == "attention_window"]:
@@ -136,16 +136,15 @@ def _rival(family: str, intermediate_size: int, change: Callable[[dict], object]
         if change is not None:
             change(recipe)
 
-    return replace
+    return exchange
 
 
 VARIANTS = {
     "base": Variant("recipes/recall.yaml"),
     # The read.
     "separate": _config("read: a softmax of its own over the slots (the paper's)", memory_read="separate"),
-    "separate-after": Variant(
-        "read: the same, asked by what attention found, too",
-        lambda recipe: recipe["model"]["config"].update(memory_read="separate"),
+    "separate-after": replace(
+        _config("read: the same, asked by what attention found, too", memory_read="separate"),
         patch=_read_after_attention,
     ),
     "no-output-gate": Variant("read: output gate always open", patch=_open_output_gate),

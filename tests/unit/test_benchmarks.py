@@ -154,8 +154,9 @@ def test_variants_of_the_ablations_change_one_thing(monkeypatch):
     recipes = {name: build(Recipe, ablations.recipe_of(name, 0)) for name in ablations.VARIANTS}
     for name, recipe in recipes.items():
         differing = [key for key in differing_keys(recipe, base) if not key.startswith("name:")]
-        assert bool(differing) or name == "base" or ablations.VARIANTS[name].patch is not None, name
-        assert not differing or name != "base"
+        variant = ablations.VARIANTS[name]
+        assert bool(differing) == (variant.change is not ablations.Variant.change), (name, differing)
+        assert (not differing and variant.patch is None) == (name == "base"), name
         parameters = build_model(recipe.model, tokenizer, 0).num_parameters()
         assert parameters == pytest.approx(build_model(base.model, tokenizer, 0).num_parameters(), rel=0.09), name
         if recipe.model.architecture != "lm2":

@@ -11,7 +11,7 @@ BUILTIN_MODEL = Path("builtin")
 
 
 def json_file(given: Path | None) -> Path | None:
-    """The file that --json names, refused before any work if it cannot be written."""
+    """The file that --json names, refused before any work if it is a folder."""
     if given is not None and given.is_dir():
         raise ValueError(f"--json is {given}, which is a folder; name a file")
     return given
