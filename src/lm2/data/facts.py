@@ -1,6 +1,7 @@
 """Where the facts and questions of a context come from: the simulator, or files of the original data."""
 
 import hashlib
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -16,7 +17,7 @@ SPLITS = ("train", "test")
 _NEXT_TRY = 2**40
 
 
-class Facts(Protocol):
+class Facts(Hashable, Protocol):
     """A source of stories. `name` is what it is called in reports."""
 
     @property

@@ -58,6 +58,8 @@ class Stage:
         lengths: A sample's length is drawn from these, by their weights.
         questions: "inline" asks inside the context, "end" asks one question, drawn from the story, behind it.
         max_questions: At most so many questions of a story, drawn at random; None for all. Inline only.
+        further_questions: At most so many besides, which the story does not ask but its facts determine
+            (lm2.data.further), as far as they fit. Inline only.
         position: The part of the sample that facts may lie in, as fractions; None for all of it.
         tokens_per_row: A story of more facts, and one question, than one for so many tokens is cut or left out.
         allow_repeats: Whether a sample may hold a background sentence twice when all others are used.
@@ -69,6 +71,7 @@ class Stage:
     lengths: tuple[Length, ...]
     questions: str = "inline"
     max_questions: int | None = None
+    further_questions: int = 0
     position: tuple[float, float] | None = None
     tokens_per_row: int = TOKENS_PER_ROW
     allow_repeats: bool = False
@@ -87,6 +90,11 @@ class Stage:
             raise ValueError(
                 f"max_questions is {self.max_questions} and questions {self.questions!r}, but it must be at least 1, "
                 "and has no effect at the end, where one question is asked"
+            )
+        if self.further_questions < 0 or (self.questions == "end" and self.further_questions):
+            raise ValueError(
+                f"further_questions is {self.further_questions} and questions {self.questions!r}, but it must be at "
+                "least 0, and has no effect at the end, where one question is asked"
             )
         if self.tokens_per_row < 1:
             raise ValueError(f"tokens_per_row is {self.tokens_per_row}, but must be at least 1")

@@ -3,7 +3,8 @@
 `stream[i]` is a pure function of (seed, split, stage, i), so a stream is resumed by its next index and shared out among
 processes by taking every W-th index. Contexts follow the rule of lm2.data.babilong; questions and answers are in the
 form of lm2.data.plain. Evaluation reads one question at the end. For dense supervision a stage can ask all questions of
-a story inside the context instead, each at a random place after the facts told before it and before the next fact.
+a story inside the context instead, each at a random place after the facts told before it and before the next fact, and
+further ones besides (lm2.data.further).
 """
 
 from bisect import bisect_right
@@ -20,6 +21,7 @@ from lm2.data.babi.story import Question, Statement, Story
 from lm2.data.babilong import MAX_ATTEMPTS, draw_slots, find_slots
 from lm2.data.encoding import TextEncoder
 from lm2.data.facts import Facts, check_split
+from lm2.data.further import draw_further, question_pool
 from lm2.data.noise import Noise, TokenizedBackground
 from lm2.data.plain import answer_text, question_text
 from lm2.data.shortening import filler_tokens, keep_tokens
@@ -68,11 +70,12 @@ class TrainingSample:
 
 @dataclass(frozen=True)
 class _Item:
-    """What goes between background sentences: a fact; or a question and its target, the answer's tokens last."""
+    """What goes between background sentences: a fact; or a question and its answer, the answer's tokens last."""
 
+    text: str
     ids: NDArray[np.int32]
     is_filler: NDArray[np.bool_]
-    question: tuple[str, str] | None = None
+    answer: str | None = None
     num_answer_tokens: int = 0
 
 
@@ -250,9 +253,31 @@ class BabilongStream:
         while asked:
             items = self._select(story, set(asked))
             if self._fits(items, num_tokens):
-                return items
+                return self._ask_further(rng, story.task, items, num_tokens) if self.stage.further_questions else items
             asked.pop()
         return ()
+
+    def _ask_further(self, rng: Random, task: int, items: _Items, num_tokens: int) -> _Items:
+        """With as many further questions as fit, each behind the fact that it is asked after."""
+        facts = [item.text for item in items if item.answer is None]
+        pool = question_pool(self._facts, task)
+        drawn = draw_further(rng, pool, task, facts, self.stage.further_questions)
+        rng.shuffle(drawn)
+        left = num_tokens - sum(len(item.ids) for item in items)
+        behind: dict[int, list[_Item]] = {}
+        for told, text, answer in drawn:
+            item = self._item(text, answer)
+            if not num_tokens or len(item.ids) <= left:
+                left -= len(item.ids)
+                behind.setdefault(told, []).append(item)
+        told = 0
+        whole: list[_Item] = []
+        for item in items:
+            whole.append(item)
+            if item.answer is None:
+                told += 1
+                whole += behind.get(told, ())
+        return tuple(whole)
 
     def _select(self, story: Story, asked: set[int]) -> _Items:
         """The facts of a story up to the last of the lines in `asked`, and those questions."""
@@ -275,10 +300,10 @@ class BabilongStream:
         ids, offsets = self._encoder.encode_with_offsets(whole)
         is_filler = filler_tokens(whole, offsets)
         if answer is None:
-            return _Item(ids, is_filler)
+            return _Item(text, ids, is_filler)
         answer_ids = self._encoder.encode(answer_text(answer))
         never = np.zeros(len(answer_ids), dtype=bool)
-        return _Item(np.append(ids, answer_ids), np.append(is_filler, never), (text, answer), len(answer_ids))
+        return _Item(text, np.append(ids, answer_ids), np.append(is_filler, never), answer, len(answer_ids))
 
     def _shorten(self, rng: Random, items: _Items) -> _Items:
         if not self.stage.shortened or rng.random() >= self.stage.shortened:
@@ -293,7 +318,7 @@ class BabilongStream:
     def _fits(self, items: _Items, num_tokens: int) -> bool:
         if not num_tokens:
             return True
-        facts = [item for item in items if item.question is None]
+        facts = [item for item in items if item.answer is None]
         start, end = (int(num_tokens * fraction) for fraction in self.stage.position or (0, 1))
         return (
             len(facts) + 1 <= num_tokens // self.stage.tokens_per_row
@@ -307,14 +332,14 @@ class BabilongStream:
         None where no slot is in the stage's position, which other background may have.
         """
         assert self._background is not None, "only a sample with background has slots to draw"
-        facts = [item for item in items if item.question is None]
+        facts = [item for item in items if item.answer is None]
         fact_tokens = sum(len(item.ids) for item in facts)
         slot_range = find_slots(self._background, noise, self.stage.position, sample_tokens, fact_tokens)
         if slot_range is None:
             return None
         end = noise.num_sentences
         fact_slots = iter(draw_slots(rng, len(facts), slot_range))
-        slots = [next(fact_slots) if item.question is None else -1 for item in items]
+        slots = [next(fact_slots) if item.answer is None else -1 for item in items]
         if self.stage.questions == "end":
             return [end if slot < 0 else slot for slot in slots]
         place = 0
@@ -360,10 +385,10 @@ def _assemble(
         begin, done = place + upto - done, upto
         place = begin + len(item.ids)
         input_ids[begin:place] = item.ids
-        if item.question is not None:
+        if item.answer is not None:
             answer_begin = place - item.num_answer_tokens
             labels[answer_begin:place] = input_ids[answer_begin:place]
-            questions.append(AskedQuestion(begin, answer_begin, place, *item.question))
+            questions.append(AskedQuestion(begin, answer_begin, place, item.text, item.answer))
     input_ids[place:] = noise_ids[done:]
     return TrainingSample(index, task, input_ids, labels, tuple(questions), repeats)
 

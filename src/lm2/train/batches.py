@@ -243,7 +243,8 @@ def _open_streams(recipe: Recipe, encoder: TextEncoder, split: str) -> dict[tupl
                 recipe_stage.max_questions,
                 tokens_per_row=data.tokens_per_row,
                 allow_repeats=data.allow_repeats,
-                # Validated on whole sentences, as evaluation has them.
+                # Validated on whole sentences and the stories' own questions, as evaluation has them.
+                further_questions=recipe_stage.further_questions if split == "train" else 0,
                 shortened=recipe_stage.shortened if split == "train" else 0.0,
             )
             try:

@@ -157,6 +157,8 @@ class StageRecipe:
         lengths_tokens: Lengths in tokens, equally likely; 0 is facts only, without background.
         questions: "inline" asks inside the context, "end" asks one question behind it.
         max_questions: At most so many questions of a story; None for all. Inline only.
+        further_questions: At most so many besides, which its facts determine (lm2.data.further). Inline only; not in
+            validation.
         shortened: The part of the samples whose facts and questions are shortened (lm2.data.shortening); not those of
             validation.
         primer_every: Every so many batches, one is the copying primer (lm2.train.primer); 1 is primer only.
@@ -170,6 +172,7 @@ class StageRecipe:
     lengths_tokens: tuple[int, ...] | None = None
     questions: Literal["inline", "end"] = "inline"
     max_questions: int | None = None
+    further_questions: int = 0
     shortened: float = 0.0
     primer_every: int | None = None
     until: StageEnd | None = None
@@ -177,6 +180,7 @@ class StageRecipe:
     def __post_init__(self) -> None:
         at_least("primer_every", self.primer_every, 1)
         at_least("max_questions", self.max_questions, 1)
+        at_least("further_questions", self.further_questions, 0)
         within("shortened", self.shortened, 0.0, 1.0)
         if self.primer_every == 1:
             for name, default in _TASK_KEYS.items():
@@ -184,7 +188,7 @@ class StageRecipe:
                     raise ValueError(f"{name} has no effect with primer_every 1, a stage of primer only; leave it out")
             return
         if self.recall is not None:
-            for name in ("tasks", "questions", "max_questions", "shortened"):
+            for name in ("tasks", "questions", "max_questions", "further_questions", "shortened"):
                 if getattr(self, name) != _TASK_KEYS[name]:
                     raise ValueError(f"{name} has no effect with recall, which has questions of its own; leave it out")
         elif not self.tasks:
@@ -204,6 +208,8 @@ class StageRecipe:
             )
         if self.questions == "end" and self.max_questions is not None:
             raise ValueError("max_questions has no effect with questions 'end', where one is asked; leave it out")
+        if self.questions == "end" and self.further_questions:
+            raise ValueError("further_questions has no effect with questions 'end', where one is asked; leave it out")
 
 
 _TASK_KEYS: Mapping[str, Any] = {
@@ -213,6 +219,7 @@ _TASK_KEYS: Mapping[str, Any] = {
     "lengths_tokens": None,
     "questions": "inline",
     "max_questions": None,
+    "further_questions": 0,
     "shortened": 0.0,
 }
 

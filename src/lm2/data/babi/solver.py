@@ -3,7 +3,7 @@
 It shares no code with the simulator, and never sees an answer, its support or a hidden state.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from lm2.data.babi.solver_objects import Belongings, Gifts, Hands
 from lm2.data.babi.solver_people import Days, Whereabouts
@@ -12,7 +12,7 @@ from lm2.data.babi.solver_text import Answer, World
 from lm2.data.babi.solver_traits import Colors, Fears, Motives
 from lm2.data.babi.story import Question, Statement, Story
 
-__all__ = ["Answer", "answer_from", "solve"]
+__all__ = ["Answer", "answer_from", "ask_so_far", "solve"]
 
 _WORLDS: dict[int, Callable[[], World]] = {
     1: Whereabouts,
@@ -75,3 +75,14 @@ def answer_from(task: int, facts: Sequence[str], question: str) -> Answer | None
     """`solve` of one question behind statements."""
     [answer] = solve(Story(task, (*map(Statement, facts), Question(question, answer="", support=()))))
     return answer
+
+
+def ask_so_far(task: int, facts: Sequence[str]) -> Iterator[Callable[[str], Answer | None]]:
+    """After each statement in turn, what answers questions from the statements up to it, as `solve` does.
+
+    Each answers only until the next one is taken.
+    """
+    world = _WORLDS[task]()
+    for number, text in enumerate(facts, start=1):
+        world.tell(number, text)
+        yield world.ask
