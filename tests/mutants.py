@@ -685,6 +685,43 @@ PARITY_MODELS = [
         test="train/test_reproduce.py::test_rivals_read_the_same",
     ),
     Mutant(
+        name="reproduce: all follow even with stages of their own",
+        file="src/lm2/cli/reproduce.py",
+        old="entry if own_stages else entries[0]",
+        new="entries[0]",
+        test="train/test_reproduce.py::test_with_stages_of_its_own_a_rival_does_not_wait_for_the_leader",
+    ),
+    Mutant(
+        name="further questions: answered from the whole story",
+        file="src/lm2/data/further.py",
+        old="for told, ask in enumerate(ask_so_far(task, facts), start=1):",
+        new="for told, ask in enumerate([list(ask_so_far(task, facts))[-1]] * len(facts), start=1):",
+        test="unit/test_further.py::test_answers_are_the_solvers_from_the_facts_told_so_far[1]",
+    ),
+    Mutant(
+        name="further questions: asked before their fact",
+        file="src/lm2/data/stream.py",
+        old="            whole.append(item)\n            if item.answer is None:\n                told += 1\n",
+        new="            if item.answer is None:\n                told += 1\n"
+        "                whole += behind.pop(told, ())\n            whole.append(item)\n"
+        "            if not item.answer:\n",
+        test="unit/test_further.py::test_the_storys_own_questions_stay_and_the_length_holds",
+    ),
+    Mutant(
+        name="further questions: more than fit",
+        file="src/lm2/data/stream.py",
+        old="                left -= len(item.ids)\n",
+        new="",
+        test="unit/test_further.py::test_only_as_many_as_fit",
+    ),
+    Mutant(
+        name="further questions: validated on, too",
+        file="src/lm2/train/batches.py",
+        old='further_questions=recipe_stage.further_questions if split == "train" else 0,',
+        new="further_questions=recipe_stage.further_questions,",
+        test="unit/test_batches.py::test_training_asks_further_questions_and_validation_does_not",
+    ),
+    Mutant(
         name="reproduce: a folder can be used twice",
         file="src/lm2/cli/jobs.py",
         old="fcntl.LOCK_EX | fcntl.LOCK_NB",

@@ -126,6 +126,28 @@ def test_rivals_read_the_same(job: tuple[Path, Any]) -> None:
     assert log_of(folder / "toy-seed3", "train")[0]["loss"] != log_of(folder / "toy-seed5", "train")[0]["loss"]
 
 
+def test_with_stages_of_its_own_a_rival_does_not_wait_for_the_leader(tmp_path: Path) -> None:
+    """Each ends its first stage at its own accuracy, and the folder is not for the other kind of job."""
+    own, other = rivals()
+    done = run(tmp_path, [own, other], "--own-stages", "--set", "curriculum.0.until.accuracy=0.2")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "job"
+    for recipe in (own, other):
+        name = f"{recipe.name}-seed{recipe.seed}"
+        kept = load_recipe(folder / "recipes" / f"{name}.yaml").curriculum[0].until
+        assert kept is not None
+        assert kept.accuracy == 0.2
+        seen = {row["step"]: row["accuracy"] for row in log_of(folder / name, "validation")}
+        [end] = [row["step"] for row in log_of(folder / name, "event") if row["event"] == "stage"]
+        assert end == next((step for step in (2, 3) if seen[step] >= 0.2), 4)
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    assert "--own-stages" in report["command"]
+    assert "when it was ready itself" in (folder / "report.md").read_text("utf-8")
+    again = run(tmp_path, [own, other], "--set", "curriculum.0.until.accuracy=0.2")
+    assert again.returncode == 2
+    assert "--own-stages: True != False" in again.stderr
+
+
 def test_costs_are_those_of_what_was_read(job: tuple[Path, Any]) -> None:
     folder, _ = job
     report = json.loads((folder / "report.json").read_text("utf-8"))
@@ -315,6 +337,7 @@ def test_what_is_refused_before_work(tmp_path: Path) -> None:
         ([own, other], ("--models", "all"), "--models or --recipe, not both"),
         ([own], ("--rag",), "--rag has no effect without a model that has no memory"),
         ([own, other], ("--facts", "nowhere"), "--facts is 'nowhere'"),
+        ([own, other], ("--own-stages", "--set", "curriculum.0.until={steps: 2}"), "--own-stages has no effect"),
     ):
         refused = run(tmp_path, recipes, *options)
         assert refused.returncode == 2, refused.stderr

@@ -265,6 +265,17 @@ def test_training_is_shortened_and_validation_is_not(source: Any) -> None:
     assert _same(short.validation(progress, 7), whole.validation(progress, 7))
 
 
+def test_training_asks_further_questions_and_validation_does_not(source: Any) -> None:
+    own, more = source(), source(curriculum__2__further_questions=6)
+    progress = Progress(LONG, 0, 0)
+
+    def num_questions(batches: list[Batch]) -> int:
+        return sum(len(answers) for batch in batches for answers in batch.answers)
+
+    assert num_questions(more.micro_batches(progress)) > num_questions(own.micro_batches(progress))
+    assert _same(more.validation(progress, 7), own.validation(progress, 7))
+
+
 def test_every_third_batch_is_the_primer(source: Any) -> None:
     kinds = [source().micro_batches(Progress(SHORT, step, 2 + step))[0].kind for step in range(9)]
     assert kinds == ["task", "task", "primer"] * 3

@@ -26,7 +26,7 @@ SCALES = {
         "lm2-attend": "tiny-attend",
         "lm2-paper": "tiny-paper",
     },
-    "tasks": {"lm2": "tasks", "llama": "tasks-llama", "rmt": "tasks-rmt", "armt": "tasks-armt"},
+    "ten": {"lm2": "ten", "llama": "ten-llama", "rmt": "ten-rmt", "armt": "ten-armt"},
     "gpu": {"lm2": "gpu", "llama": "gpu-llama"},
     "base": {"lm2": "base", "llama": "base-llama", "rmt": "base-rmt", "armt": "base-armt"},
     "paper": {"lm2": "paper", "llama": "paper-llama"},
@@ -35,12 +35,12 @@ SCALES = {
 _USUAL = ("lm2", "llama", "rmt", "armt")
 _EVERYTHING = "all"
 _RECIPES = Path(__file__).parents[3] / "recipes"
-_KIND, _VERSION = "lm2-reproduce", 1
+_KIND, _VERSION = "lm2-reproduce", 2
 
 
 def reproduce(
     scale: Annotated[
-        str | None, typer.Option("--scale", help="laptop, tasks, gpu, base or paper (default: laptop).")
+        str | None, typer.Option("--scale", help="laptop, ten, gpu, base or paper (default: laptop).")
     ] = None,
     models: Annotated[
         str | None,
@@ -51,6 +51,9 @@ def reproduce(
     ] = None,
     rag: Annotated[
         bool, typer.Option("--rag", help="Evaluate models without a memory on what retrieval finds, too.")
+    ] = False,
+    own_stages: Annotated[
+        bool, typer.Option("--own-stages", help="Every model ends stages when it is ready itself, not with the leader.")
     ] = False,
     recipes: Annotated[
         list[Path] | None, typer.Option("--recipe", help="Recipes instead of a scale's; the first one leads.")
@@ -70,7 +73,8 @@ def reproduce(
     """Train LM2 and its rivals, all of one size, on the same samples, evaluate all far beyond them, and report.
 
     Started again with the same options, it goes on where it was. The leader (first recipe) decides at which steps the
-    stages end; the others change stages at the same steps, so that all read the same tokens.
+    stages end; the others change stages at the same steps, so that all read the same tokens. With --own-stages each
+    changes them when it has learned them itself, in as many steps, but not of the same tokens.
     """
     from lm2.cli.jobs import available_cores, hold_folder, run_jobs
     from lm2.cli.reproduce_checks import check_job
@@ -89,10 +93,13 @@ def reproduce(
         raise ValueError("the report's pictures need matplotlib: pip install 'lm2[viz]'")
     if retrieves and importlib.util.find_spec("bm25s") is None:
         raise ValueError("retrieval needs bm25s: pip install 'lm2[rag]'")
-    check_job([entry.recipe for entry in next(iter(by_seed.values())) if not entry.retrieves])
-    _open_folder(folder, by_seed)
+    rivals = [entry.recipe for entry in next(iter(by_seed.values())) if not entry.retrieves]
+    check_job(rivals)
+    if own_stages and not any(stage.until and stage.until.accuracy is not None for stage in rivals[0].curriculum):
+        raise ValueError("--own-stages has no effect where no stage ends by accuracy; leave it out")
+    _open_folder(folder, by_seed, own_stages)
     print(f"lm2 reproduce: in {folder}; the same command goes on with it after an interruption", file=sys.stderr)
-    jobs = [job for entries in by_seed.values() for job in _jobs(folder, entries)]
+    jobs = [job for entries in by_seed.values() for job in _jobs(folder, entries, own_stages)]
     settings = [entry.recipe.train for entries in by_seed.values() for entry in entries]
     is_on_gpu = any(setting.device == "cuda" for setting in settings)
     most_processes = max(setting.processes for setting in settings)
@@ -101,8 +108,8 @@ def reproduce(
         run_jobs(jobs, slots, lock)
         # By itself, so that models compete with nothing but one another.
         run_jobs([cost_job(folder, by_seed)], slots, lock)
-        command = command_line(scale, models, rag, recipes, by_seed, facts, background, overrides)
-        report = write_report(folder, by_seed, command)
+        command = command_line(scale, models, rag, own_stages, recipes, by_seed, facts, background, overrides)
+        report = write_report(folder, by_seed, command, own_stages)
     print_summary(report, folder)
 
 
@@ -110,6 +117,7 @@ def command_line(
     scale: str | None,
     models: str | None,
     rag: bool,
+    own_stages: bool,
     recipes: list[Path] | None,
     seeds: Iterable[int],
     facts: str | None,
@@ -129,7 +137,8 @@ def command_line(
         ("--set", overrides or []),
     ]
     words = [word for name, values in options for value in values for word in (name, str(value))]
-    return shlex.join(["./run", "reproduce", *words, *(["--rag"] if rag else [])])
+    flags = [flag for flag, given in (("--rag", rag), ("--own-stages", own_stages)) if given]
+    return shlex.join(["./run", "reproduce", *words, *flags])
 
 
 def recipes_of_scale(scale: str, models: str | None) -> list[Path]:
@@ -186,7 +195,7 @@ def _read_all(paths: list[Path], rag: bool, changes: list[str], seeds: list[int]
     return by_seed
 
 
-def _open_folder(folder: Path, by_seed: dict[int, list[Entry]]) -> None:
+def _open_folder(folder: Path, by_seed: dict[int, list[Entry]], own_stages: bool) -> None:
     """Makes the job's folder, or checks that it is this job's."""
     from lm2.data.files import write_whole
     from lm2.train.config import dump_recipe
@@ -197,14 +206,17 @@ def _open_folder(folder: Path, by_seed: dict[int, list[Entry]]) -> None:
         found = json.loads(path.read_text("utf-8"))
         if found.get("kind") != _KIND or found.get("version") != _VERSION:
             raise ValueError(f"{path} is no job of this lm2; give another --out")
-        if different := _differences(found["recipes"], wanted):
+        different = _differences(found["recipes"], wanted)
+        if found["own_stages"] != own_stages:
+            different.append(f"--own-stages: {found['own_stages']} != {own_stages}")
+        if different:
             raise ValueError(f"{folder} holds another job (there != given): {'; '.join(different)}. Give another --out")
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists already and holds no job; give another --out")
     folder.mkdir(parents=True, exist_ok=True)
     with write_whole(path) as file:
-        json.dump({"kind": _KIND, "version": _VERSION, "recipes": wanted}, file, indent=2)
+        json.dump({"kind": _KIND, "version": _VERSION, "own_stages": own_stages, "recipes": wanted}, file, indent=2)
         file.write("\n")
 
 
@@ -218,14 +230,16 @@ def _differences(found: dict[str, str], wanted: dict[str, str]) -> list[str]:
     return list(dict.fromkeys(line for pair in pairs for line in differing_keys(*pair)))
 
 
-def _jobs(folder: Path, entries: list[Entry]) -> "list[Job]":
+def _jobs(folder: Path, entries: list[Entry], own_stages: bool) -> "list[Job]":
     """Training and evaluation with one seed. Followers start when the leader is in its last stage."""
-    leader = entries[0]
-    trained = [_training(folder, leader, entry) for entry in entries if not entry.retrieves]
+    trained = [
+        _training(folder, entry if own_stages else entries[0], entry) for entry in entries if not entry.retrieves
+    ]
     return [*trained, *(_evaluation(folder, entry) for entry in entries)]
 
 
 def _training(folder: Path, leader: Entry, entry: Entry) -> "Job":
+    """Of an entry, with stages that end where the leader's do; it may lead itself."""
     from lm2.cli.jobs import Job
     from lm2.cli.provenance import record_path
     from lm2.cli.run_logs import last_step, stage_steps

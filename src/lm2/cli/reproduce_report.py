@@ -23,13 +23,14 @@ _METRIC = "exact"
 _MIB = 2**20
 
 
-def write_report(folder: Path, by_seed: BySeed, command: str) -> dict[str, Any]:
+def write_report(folder: Path, by_seed: BySeed, command: str, own_stages: bool) -> dict[str, Any]:
     """Writes report.md, report.json, report.html and their pictures.
 
     Args:
         folder: The job's.
         by_seed: What is compared for each seed, the leader first; all is trained, evaluated and measured.
         command: That makes the job again.
+        own_stages: Whether each model ended its stages itself, and so may have read other tokens in its steps.
 
     Returns:
         What is in report.json.
@@ -44,12 +45,13 @@ def write_report(folder: Path, by_seed: BySeed, command: str) -> dict[str, Any]:
         entry.run_name: _run_facts(folder / entry.run_name, entry.recipe) for entry in entries if not entry.retrieves
     }
     costs = cost_facts(folder, by_seed, facts)
-    _check_same_stream(by_seed, facts)
+    _check_same_stream(by_seed, facts, own_stages)
     comparisons = _compare(folder, by_seed, longest)
     report: dict[str, Any] = {
         "kind": "lm2-report",
         "version": 1,
         "command": command,
+        "own_stages": own_stages,
         "longest_in_training_tokens": longest,
         "metric": _METRIC,
         "accuracy": {
@@ -139,11 +141,11 @@ def _retrieval(results: Path) -> list[dict[str, Any]]:
     return cells
 
 
-def _check_same_stream(by_seed: BySeed, facts: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_same_stream(by_seed: BySeed, facts: Mapping[str, Mapping[str, Any]], own_stages: bool) -> None:
     for entries in by_seed.values():
         runs = [facts[entry.run_name] for entry in entries if not entry.retrieves]
-        read = {(run["steps"], run["tokens"]) for run in runs}
-        assert len(read) == 1, f"rivals read the same tokens in the same steps: {read}"
+        read = {(run["steps"], 0 if own_stages else run["tokens"]) for run in runs}
+        assert len(read) == 1, f"rivals read as much as one another: {read}"
 
 
 def _compare(folder: Path, by_seed: BySeed, longest: int) -> "list[tuple[str, Comparison]]":
@@ -257,10 +259,10 @@ def _blocks(
     columns, rows = _accuracy_table(report)
     return [
         Heading(f"{models[0]} against {', '.join(models[1:])}" if models[1:] else models[0], 1),
+        Text(_how_trained(report["own_stages"])),
         Text(
-            "All models have read the same tokens in the same steps and answered the same questions. Trained on "
-            f"samples of up to {report['longest_in_training_tokens']:,} tokens; every length is BABILong's, asked {n} "
-            f"times for each of {num_seeds} seeds (exact match)."
+            f"Trained on samples of up to {report['longest_in_training_tokens']:,} tokens; every length is BABILong's, "
+            f"asked {n} times for each of {num_seeds} seeds (exact match)."
         ),
         Command(report["command"]),
         *(Text(text) for text in _origins(runs)),
@@ -295,8 +297,8 @@ def _blocks(
         *cost_blocks(report["costs"], pictures),
         Heading("Training"),
         Text(
-            "Times are ratios to the first model with the same seed; all read the same tokens, so speeds are the "
-            "inverse. Runs may have shared the machine with one another, so they are a hint only."
+            "Times are ratios to the first model with the same seed. Runs may have shared the machine with one "
+            "another, so they are a hint only."
         ),
         Table(
             ["run", "parameters", "steps", "tokens", "time", "peak memory, MiB", "validation"],
@@ -313,6 +315,15 @@ def _blocks(
         _run_table(grids),
         *(Picture(name, alt) for name, alt in pictures.items() if name in ("heat.png", "radar.png")),
     ]
+
+
+def _how_trained(own_stages: bool) -> str:
+    if own_stages:
+        return (
+            "All models were trained for as many steps and answered the same questions. Each went from stage to stage "
+            "of the curriculum when it was ready itself, so the tokens that they have read differ."
+        )
+    return "All models have read the same tokens in the same steps and answered the same questions."
 
 
 def _retrieval_blocks(retrieval: "Mapping[str, Sequence[Mapping[str, Any]]]") -> "list[Block]":
