@@ -194,9 +194,9 @@ def test_what_slots_keep_is_what_the_bank_keeps(monkeypatch):
 
     from lm2 import LM2Cache
     from lm2.cli.load_model import load_model
-    from lm2.cli.options import BUILTIN_FOLDER
+    from lm2.cli.options import BUILTIN_FOLDERS, BUILTIN_MODEL
 
-    model = load_model(BUILTIN_FOLDER, "cpu", "auto", None).model
+    model = load_model(BUILTIN_FOLDERS[BUILTIN_MODEL], "cpu", "auto", None).model
     ids = np.random.default_rng(0).integers(3, 2000, 4 * model.config.segment_length)
     keeps = keeps_of(model, ids)
     assert [keep.shape for keep in keeps] == [(4, model.config.num_memory_slots, model.config.num_memory_heads)] * 2

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-# The small LM2 in this package, and the word for it.
-BUILTIN_FOLDER = Path(__file__).parents[1] / "checkpoints" / "lm2-qa1"
+# The small LM2s in this package, by the words for them, and the one that is used where none is named.
 BUILTIN_MODEL = Path("builtin")
+_CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+BUILTIN_FOLDERS = {BUILTIN_MODEL: _CHECKPOINTS / "lm2-qa1", Path("builtin-ten"): _CHECKPOINTS / "lm2-ten"}
 
 
 def json_file(given: Path | None) -> Path | None:
@@ -19,7 +20,7 @@ def json_file(given: Path | None) -> Path | None:
 
 def model_folder(given: Path) -> Path:
     """The folder that a MODEL argument means."""
-    return BUILTIN_FOLDER if given == BUILTIN_MODEL else given
+    return BUILTIN_FOLDERS.get(given, given)
 
 
 ModelFolder = Annotated[
@@ -27,14 +28,15 @@ ModelFolder = Annotated[
     typer.Argument(
         metavar="MODEL",
         callback=model_folder,
-        help="A folder with a causal language model of transformers, or ours; builtin: the small LM2 that ships.",
+        help="A folder with a causal language model of transformers, or ours; builtin: the small LM2 that ships, of "
+        "task 1; builtin-ten: the one of tasks 1 to 10.",
     ),
 ]
 ModelFolders = Annotated[
     list[Path],
     typer.Argument(
         callback=lambda given: [model_folder(model) for model in given],
-        help="Folders of models, or builtin; what is relative is so to the first one.",
+        help="Folders of models, builtin or builtin-ten; what is relative is so to the first one.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
