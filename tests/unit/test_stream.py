@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.stats import chisquare
-from toy_data import NAMES, ToyFacts, toy_background, toy_encoder
+from toy_data import NAMES, ToyFacts, toy_background
 
 from lm2.data.babi.solver import solve
 from lm2.data.babi.story import TASK_NAMES, Question, Statement, Story
@@ -23,16 +23,6 @@ from lm2.data.stream import IGNORED_LABEL, BabilongStream, TrainingSample
 LEVEL = 1e-3
 
 STAGE = Stage(tasks={1: 1.0}, lengths=(Length(900, 900),))
-
-
-@pytest.fixture(scope="module")
-def encoder() -> TextEncoder:
-    return toy_encoder(vocab_size=1000)
-
-
-@pytest.fixture(scope="module")
-def background(encoder: TextEncoder) -> TokenizedBackground:
-    return toy_background(encoder)
 
 
 @pytest.fixture(scope="module")
