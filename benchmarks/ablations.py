@@ -1,7 +1,7 @@
 """
 What does each part of LM2 do? One part is changed at a time, on associative recall with overwriting.
 
-    python benchmarks/ablations.py                    # all variants, seeds 0 and 1: two hours of a core
+    python benchmarks/ablations.py                    # all variants, seeds 0 and 1: three hours of a core
     python benchmarks/ablations.py --jobs 2 --seed 0  # two at a time
     python benchmarks/ablations.py --only base,adamw --seed 7
 
@@ -101,6 +101,35 @@ def _read_after_attention() -> None:
     SeparateRead.forward = lambda self, x_BGQD, *slots: read(self, x_BGQD + found.pop(), *slots)
 
 
+def _write_seeing_slots() -> None:
+    import torch
+    import torch.nn.functional as F
+
+    from lm2.models.lm2.memory_lm2 import AddressWrite, SegmentMemory
+
+    begin, write = AddressWrite.__init__, SegmentMemory.write_segment
+
+    def begin_with_gate(self, config):
+        begin(self, config)
+        self.slot_gate = torch.nn.Linear(config.hidden_size, config.num_memory_heads)
+
+    def write_as_far(self, bank_BND, x_BSD, full_B):
+        written = write(self, bank_BND, x_BSD, full_B)
+        # Open at the start: sigmoid(2) is 0.88.
+        gate_BNM = (self.write.slot_gate(F.rms_norm(bank_BND, bank_BND.shape[-1:])) + 2).sigmoid()
+        gate_BND = gate_BNM.repeat_interleave(bank_BND.shape[-1] // gate_BNM.shape[-1], -1)
+        return bank_BND + gate_BND * (written - bank_BND)
+
+    def write_in_turn(self, bank, x_BGSD, full_BG, reset_BG, number_BG, last):
+        num_rows, num_segments = x_BGSD.shape[:2]
+        full_BG, number_BG = (t.expand(num_rows, -1) for t in (full_BG, number_BG))
+        return self._write_in_turn(bank, x_BGSD, full_BG, reset_BG, number_BG, num_segments - (not last))
+
+    AddressWrite.__init__ = begin_with_gate
+    SegmentMemory.write_segment = write_as_far
+    SegmentMemory.write_segments = write_in_turn
+
+
 def _config(what: str, **fields: object) -> Variant:
     return Variant(what, lambda recipe: recipe["model"]["config"].update(fields))
 
@@ -114,6 +143,13 @@ def _without_copying(recipe: dict) -> None:
 def _without_one_segment(recipe: dict) -> None:
     first, single, last = recipe["curriculum"]
     recipe["curriculum"] = [first, {**last, "primer_every": single["primer_every"]}]
+
+
+def _more_entities(recipe: dict) -> None:
+    for stage in recipe["curriculum"][1:]:
+        stage["recall"] |= {"num_keys": 64, "num_values": 64}
+    # All of them are copied first, as in the base.
+    recipe["data"]["primer_vocab_size"] += 2 * (64 - 16)
 
 
 def _half_rates(recipe: dict) -> None:
@@ -160,6 +196,7 @@ VARIANTS = {
     "late-write": _config("write: from the state after attention and read", memory_write_source="attention"),
     "closed-gate": _config("write: input gates start at sigmoid(-2)", memory_input_gate_bias=-2.0),
     "no-floor": _config("write: no floor in evaluation", memory_write_floor=0.0),
+    "seeing-slots": Variant("write: how far, from what the slot holds, too", patch=_write_seeing_slots),
     # The bank.
     "identity": _config("bank: starts as rows of the identity", memory_init="identity"),
     "slots-8": _config("bank: 8 slots instead of 16", num_memory_slots=8),
@@ -168,6 +205,11 @@ VARIANTS = {
     "heads-8": _config("bank: 8 heads", num_memory_heads=8),
     "first-block": _config("blocks: memory in the first only", memory_layers=[0]),
     "last-block": _config("blocks: memory in the last only", memory_layers=[1]),
+    "four-blocks": _config("four blocks: memory in all", num_hidden_layers=4),
+    "four-first-two": _config("four blocks: memory in the first two", num_hidden_layers=4, memory_layers=[0, 1]),
+    "four-second": _config("four blocks: memory in every second", num_hidden_layers=4, memory_layers=[1, 3]),
+    "four-last-two": _config("four blocks: memory in the last two", num_hidden_layers=4, memory_layers=[2, 3]),
+    "four-last": _config("four blocks: memory in the last", num_hidden_layers=4, memory_layers=[3]),
     # Attention and training.
     "window-2": _config("attention over two segments", attention_window=2),
     "bptt-2": _config("gradient through 2 segments", bptt_segments=2),
@@ -177,6 +219,7 @@ VARIANTS = {
     ),
     "no-primer": Variant("curriculum: no copying", _without_copying),
     "no-single": Variant("curriculum: four segments at once", _without_one_segment),
+    "entities-64": Variant("curriculum: 64 keys and values instead of 16", _more_entities),
     "narrow": Variant("embeddings of width 0.1 instead of 1", lambda recipe: recipe["model"].update(embedding_std=0.1)),
     "to-16": Variant(
         "trained on up to 16 segments", lambda recipe: recipe["curriculum"][-1]["segments"].update(max=16)
@@ -229,8 +272,10 @@ def measure(run: Path) -> dict:
 
     recipe = load_recipe(run / "recipe.yaml")
     model = load_model(run / "model", "cpu", "auto", None).model
-    task, segment = recipe.curriculum[-1].recall, recipe.data.segment_length_tokens
-    vocabulary = BatchSource(recipe).recall_vocabulary(len(recipe.curriculum) - 1)
+    # The questions are the base's, whatever else was trained on.
+    task, segment = load_recipe(RECIPE).curriculum[-1].recall, recipe.data.segment_length_tokens
+    known = BatchSource(recipe).recall_vocabulary(len(recipe.curriculum) - 1)
+    vocabulary = replace(known, keys=known.keys[: task.num_keys], values=known.values[: task.num_values])
     assert len(load_tokenizer("builtin")) <= model.config.vocab_size
     longest = np.inf if keeps_bounded_state(model) else 64
     accuracy = {
