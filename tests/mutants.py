@@ -785,6 +785,13 @@ PARITY_MODELS = [
         test="unit/test_scoring.py::test_samples_made_by_different_tokenizers_are_not_compared",
     ),
     Mutant(
+        name="comparison: right only where all seeds are",
+        file="src/lm2/eval/compare.py",
+        old="outcomes[row.task, row.length][num_right, num_baseline_right] += 1",
+        new="outcomes[row.task, row.length][num_right // len(ours) * len(ours), num_baseline_right] += 1",
+        test="unit/test_scoring.py::test_a_comparison_over_seeds_against_resampling_row_by_row",
+    ),
+    Mutant(
         name="rag: five where there are fewer",
         file="src/lm2/baselines/rag.py",
         old="later_first[: USUAL_TOP_K if self.top_k is None else self.top_k]",

@@ -112,6 +112,20 @@ def test_accuracies_are_those_of_the_answers(job: tuple[Path, Any]) -> None:
                 assert share == pytest.approx(right / 6)
 
 
+def test_the_leader_is_compared_over_seeds_and_for_each(job: tuple[Path, Any]) -> None:
+    folder, _ = job
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    sides = [(row["model"], row["baseline"], row["lengths"], row["num_runs"]) for row in report["comparisons"]]
+    spans = sorted({row["lengths"] for row in report["comparisons"]}, reverse=True)
+    pairs = [("toy", rival, 2) for rival in ("rival", "rival-rag")]
+    pairs += [(f"toy-seed{seed}", f"{rival}-seed{seed}", 1) for seed in (3, 5) for rival in ("rival", "rival-rag")]
+    assert sides == [(own, other, span, runs) for own, other, runs in pairs for span in spans]
+    for span in spans:
+        means = {row["model"]: row["mean"] for row in report["comparisons"] if row["lengths"] == span}
+        assert means["toy"] == pytest.approx((means["toy-seed3"] + means["toy-seed5"]) / 2)
+    assert "toy, 2 seeds" in (folder / "report.md").read_text("utf-8")
+
+
 def test_rivals_read_the_same(job: tuple[Path, Any]) -> None:
     """The same tokens in the same steps, and stages that end where the leader's did."""
     folder, _ = job

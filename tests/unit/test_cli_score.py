@@ -96,6 +96,32 @@ def test_comparisons_and_the_scores_file(files, tmp_path):
     assert read_scores(out) == scores
 
 
+def test_seeds_are_compared_together(tmp_path):
+    cell = ("qa1", "4k")
+    counts = {"lm2-seed0": 20, "lm2-seed1": 14, "rmt-seed0": 8, "rmt-seed1": 4, "llama": 2}
+    files = [write_rows(tmp_path / f"{name}.jsonl", name, {cell: count}) for name, count in counts.items()]
+    out = tmp_path / "scores.json"
+    result = invoke(*files, "--baseline", "rmt", "--pool-seeds", "--json", out)
+    assert result.exit_code == 0, result.stderr
+    means = {
+        row[0]: (row[1], row[4:7]) for row in lines_of(result.stdout) if len(row) > 2 and row[2] == "exact" and row[1]
+    }
+    assert means["lm2, 2 seeds"] == ("rmt, 2 seeds", ["20", "85.0", "30.0"])
+    assert means["llama"] == ("rmt, 2 seeds", ["20", "10.0", "30.0"])
+    # Accuracies stay those of each run.
+    assert {item.model for item in read_scores(out).cells} == set(counts)
+    assert {(item.model, item.num_runs) for item in read_scores(out).comparisons} == {("lm2", 2), ("llama", 1)}
+
+
+def test_pooling_without_seeds_or_a_baseline_is_refused(files, tmp_path):
+    nothing = invoke(*files, "--pool-seeds")
+    assert nothing.exit_code == 2
+    assert "name a --baseline" in nothing.stderr
+    single = invoke(*files, "--baseline", "theirs", "--pool-seeds")
+    assert single.exit_code == 2
+    assert "needs a model with several seeds" in single.stderr
+
+
 def test_only_some_tasks_and_lengths(files, tmp_path):
     out = tmp_path / "scores.json"
     assert invoke(*files, "--tasks", "qa2", "--lengths", "4k", "--json", out).exit_code == 0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from lm2.eval.babilong import TASK_GROUPS, Scores, average, score_cells, wilson_interval
-from lm2.eval.compare import compare
+from lm2.eval.compare import compare, compare_over_seeds
 from lm2.eval.metrics import METRICS
 from lm2.eval.predictions import Prediction, check_against_dataset, read_predictions
 from lm2.eval.scores_json import read_scores, write_scores
@@ -190,6 +190,71 @@ def test_a_comparison_against_resampling_row_by_row():
     interval = np.quantile(model / baseline, (0.025, 0.975))
     assert (found.ratio.low, found.ratio.high) == pytest.approx(interval, abs=0.06)
     assert (found.n, found.cells, found.resamples) == (85, (("qa1", "4k"), ("qa2", "4k")), 40_000)
+
+
+def seed_rows(right: np.ndarray, **fields) -> list[list[Prediction]]:
+    """A run for each column of `right`, which has a row for each sample."""
+    return [
+        cell_rows(["garden" if is_right else "hall" for is_right in column], ["garden"] * len(right), **fields)
+        for column in right.T
+    ]
+
+
+def test_a_comparison_over_seeds_against_resampling_row_by_row():
+    """Two seeds against three: a sample is drawn with all five answers, and counts as the share that is right."""
+    rng = np.random.default_rng(4)
+    # One hardness a sample, so that the runs' answers to it depend on one another.
+    cells = {task: rng.random((n, 1)) + 0.3 * rng.random((n, 5)) < 0.8 for task, n in (("qa1", 60), ("qa2", 25))}
+    ours: list[list[Prediction]] = [[], []]
+    theirs: list[list[Prediction]] = [[], [], []]
+    for task, right in cells.items():
+        for side, columns, model in ((ours, right[:, :2], "a"), (theirs, right[:, 2:], "b")):
+            for run, rows in zip(side, seed_rows(columns, task=task, model=model), strict=True):
+                run += rows
+    found = compare_over_seeds("ours", ours, "theirs", theirs, "exact", resamples=40_000, seed=1)
+
+    shares = [np.stack([right[:, :2].mean(axis=1), right[:, 2:].mean(axis=1)], axis=1) for right in cells.values()]
+    draws = [share[rng.integers(len(share), size=(40_000, len(share)))].mean(axis=1) for share in shares]
+    model, baseline = np.mean(draws, axis=0).T
+    exact_model, exact_baseline = np.mean([share.mean(axis=0) for share in shares], axis=0)
+    assert (found.mean, found.baseline_mean) == pytest.approx((exact_model, exact_baseline))
+    interval = np.quantile(model - baseline, (0.025, 0.975))
+    assert (found.difference.low, found.difference.high) == pytest.approx(interval, abs=0.004)
+    interval = np.quantile(model / baseline, (0.025, 0.975))
+    assert (found.ratio.low, found.ratio.high) == pytest.approx(interval, abs=0.006)
+    assert (found.model, found.num_runs, found.baseline, found.num_baseline_runs) == ("ours", 2, "theirs", 3)
+    assert (found.n, found.names) == (85, ("ours, 2 seeds", "theirs, 3 seeds"))
+
+
+def test_a_comparison_over_one_seed_is_a_comparison():
+    ours, theirs = outcome_rows([(True, False)] * 13 + [(True, True)] * 20 + [(False, True)] * 5)
+    assert compare_over_seeds("ours", [ours], "theirs", [theirs], "exact") == compare(ours, theirs, "exact")
+    # Nor does a seed that answers as the other did tell anything new.
+    once, twice = (compare_over_seeds("a", [ours] * count, "b", [theirs], "exact", seed=1) for count in (1, 2))
+    assert twice.difference.value == once.difference.value
+    assert twice.difference.low == pytest.approx(once.difference.low, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"index": 7}, "row 1, 'b' .* does not"),
+        ({"target": "office"}, "the target is"),
+        ({"prompt": "other"}, "the runs of 'ours' must have one prompt, but they have other, plain"),
+        (None, "the runs of 'ours' must have one prompt, but they have none"),
+    ],
+)
+def test_seeds_that_answered_other_questions_are_refused(change, message):
+    runs = [cell_rows(["garden"] * 2, ["garden"] * 2, model=model) for model in ("a", "b")]
+    rival = cell_rows(["garden"] * 2, ["garden"] * 2, model="c")
+    if change is None:
+        runs = []
+    elif "prompt" in change:
+        runs[1] = [replace(row, **change) for row in runs[1]]
+    else:
+        runs[1][1] = replace(runs[1][1], **change)
+    with pytest.raises(ValueError, match=message):
+        compare_over_seeds("ours", runs, "theirs", [rival], "exact")
 
 
 def test_pairing_makes_the_interval_narrow():

@@ -149,25 +149,32 @@ def _check_same_stream(by_seed: BySeed, facts: Mapping[str, Mapping[str, Any]], 
 
 
 def _compare(folder: Path, by_seed: BySeed, longest: int) -> "list[tuple[str, Comparison]]":
-    """Leader against each other model, for each seed, within the lengths of training and beyond."""
+    """Leader against each other model, over all seeds and for each, within the lengths of training and beyond."""
     from lm2.data.lengths import context_tokens
-    from lm2.eval.compare import compare
+    from lm2.eval.compare import compare_over_seeds
     from lm2.eval.predictions import find_prediction_files, read_predictions
 
+    rows = {
+        entry.run_name: read_predictions(find_prediction_files([entry.results(folder) / "predictions"]))
+        for entries in by_seed.values()
+        for entry in entries
+    }
+    together = [[*by_seed.values()]] if len(by_seed) > 1 else []
     found = []
-    for leader, *others in by_seed.values():
-        rows = {
-            entry.name: read_predictions(find_prediction_files([entry.results(folder) / "predictions"]))
-            for entry in (leader, *others)
-        }
+    for group in (*together, *([entries] for entries in by_seed.values())):
+        leader, *others = zip(*group, strict=True)
         for other in others:
-            for name, is_beyond in (("within training lengths", False), ("beyond", True)):
-                ours, theirs = (
-                    [row for row in rows[model] if (context_tokens(row.length) > longest) == is_beyond]
-                    for model in (leader.name, other.name)
-                )
-                if ours:
-                    found.append((name, compare(ours, theirs, _METRIC)))
+            ours, theirs = (side[0].name if len(group) > 1 else side[0].run_name for side in (leader, other))
+            for lengths, is_beyond in (("within training lengths", False), ("beyond", True)):
+                asked = {
+                    entry.run_name: [
+                        row for row in rows[entry.run_name] if (context_tokens(row.length) > longest) == is_beyond
+                    ]
+                    for entry in (*leader, *other)
+                }
+                if asked[leader[0].run_name]:
+                    runs, rival_runs = ([asked[entry.run_name] for entry in side] for side in (leader, other))
+                    found.append((lengths, compare_over_seeds(ours, runs, theirs, rival_runs, _METRIC)))
     return found
 
 
@@ -276,14 +283,14 @@ def _blocks(
         Heading("Which is better"),
         Text(
             "Mean over tasks and lengths, in percentage points, with a 95% interval of the paired bootstrap; the "
-            "difference is real where the interval leaves out 0."
+            "difference is real where the interval leaves out 0. Intervals are of other questions for these models, "
+            "not of other seeds."
         ),
         Table(
             ["model", "against", "lengths", "model", "other", "difference", "95% interval"],
             [
                 [
-                    found.model,
-                    found.baseline,
+                    *found.names,
                     lengths,
                     _percent(found.mean),
                     _percent(found.baseline_mean),

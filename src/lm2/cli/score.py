@@ -1,5 +1,6 @@
 """`lm2 score`: scores BABILong predictions, with intervals and baselines, and compares models on the same samples."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from lm2.eval.babilong import Cell, Comparison
     from lm2.eval.predictions import Prediction
 
+# How `lm2 reproduce` names a model and its seed.
+_SEED = re.compile(r"-seed\d+$")
 # Wide enough for a row of all lengths where the output is no terminal that would say its width.
 _PLAIN_WIDTH = 250
 
@@ -33,6 +36,13 @@ def score(
     baseline: Annotated[
         str | None, typer.Option(help="Compare each other model with this one, on the same samples.")
     ] = None,
+    pool_seeds: Annotated[
+        bool,
+        typer.Option(
+            "--pool-seeds",
+            help="Compare over seeds: NAME-seed0 and NAME-seed1 are NAME, which --baseline names.",
+        ),
+    ] = False,
     model: Annotated[str | None, typer.Option(help="Model of the .csv files; else the name of their folder.")] = None,
     json_path: Annotated[
         Path | None,
@@ -40,7 +50,7 @@ def score(
     ] = None,
 ) -> None:
     """Score BABILong predictions: accuracy with 95% intervals, n and chance per cell, averages, paired comparisons."""
-    score_files(files, dataset, tasks, lengths, metric, baseline, model, json_path)
+    score_files(files, dataset, tasks, lengths, metric, baseline, pool_seeds, model, json_path)
 
 
 def score_files(
@@ -50,6 +60,7 @@ def score_files(
     lengths: str | None = None,
     metric: str = "exact",
     baseline: str | None = None,
+    pool_seeds: bool = False,
     model: str | None = None,
     json_path: Path | None = None,
     models: Mapping[str, Any] | None = None,
@@ -73,11 +84,13 @@ def score_files(
         rows = rows if names is None else _select(rows, field, names)
     if dataset is not None:
         check_against_dataset(rows, dataset)
-    pairs = _pair_runs(rows, baseline)
+    sides = _sides(rows, pool_seeds)
+    _check_pooling(sides, baseline, pool_seeds)
+    pairs = _pair_sides(sides, baseline)
 
     scores = Scores(
         cells=score_cells(rows),
-        comparisons=tuple(_compare(rows, ours, theirs, name) for ours, theirs in pairs for name in METRICS),
+        comparisons=tuple(_compare(sides, ours, theirs, name) for ours, theirs in pairs for name in METRICS),
         settings={
             "files": [str(path) for path in paths],
             "dataset": dataset,
@@ -99,18 +112,39 @@ def _check_output(path: Path | None, inputs: list[Path]) -> None:
         raise ValueError(f"--json is {path}, but that is one of the prediction files")
 
 
-_Run = tuple[str, str]
+_Side = tuple[str, str]
 
 
-def _pair_runs(rows: list["Prediction"], baseline: str | None) -> list[tuple[_Run, _Run]]:
-    """Which (model, prompt) is compared with which: the same prompt where the baseline has it, else its only one."""
+def _sides(rows: list["Prediction"], pool_seeds: bool) -> "dict[_Side, dict[str, list[Prediction]]]":
+    """What can be compared: by name and prompt, the predictions of each model that goes by the name."""
+    sides: dict[_Side, dict[str, list[Prediction]]] = {}
+    for row in rows:
+        name = _SEED.sub("", row.model) if pool_seeds else row.model
+        sides.setdefault((name, row.prompt), {}).setdefault(row.model, []).append(row)
+    return sides
+
+
+def _check_pooling(sides: "Mapping[_Side, Mapping[str, object]]", baseline: str | None, pool_seeds: bool) -> None:
+    if not pool_seeds:
+        return
+    if baseline is None:
+        raise ValueError("--pool-seeds changes what is compared, but nothing is: name a --baseline")
+    if all(len(models) == 1 for models in sides.values()):
+        names = ", ".join(sorted({name for models in sides.values() for name in models}))
+        raise ValueError(
+            f"--pool-seeds needs a model with several seeds, named as NAME-seed0 and NAME-seed1; the files hold {names}"
+        )
+
+
+def _pair_sides(sides: Iterable[_Side], baseline: str | None) -> list[tuple[_Side, _Side]]:
+    """Which (name, prompt) is compared with which: the same prompt where the baseline has it, else its only one."""
     if baseline is None:
         return []
-    runs = sorted({(row.model, row.prompt) for row in rows})
-    prompts = [prompt for name, prompt in runs if name == baseline]
-    others = [run for run in runs if run[0] != baseline]
+    ordered = sorted(sides)
+    prompts = [prompt for name, prompt in ordered if name == baseline]
+    others = [side for side in ordered if side[0] != baseline]
     if not prompts or not others:
-        names = ", ".join(sorted({name for name, _ in runs}))
+        names = ", ".join(sorted({name for name, _ in ordered}))
         raise ValueError(f"--baseline is {baseline!r}, but the files must hold it and another model; they hold {names}")
     pairs = []
     for name, prompt in others:
@@ -123,11 +157,13 @@ def _pair_runs(rows: list["Prediction"], baseline: str | None) -> list[tuple[_Ru
     return pairs
 
 
-def _compare(rows: list["Prediction"], ours: _Run, theirs: _Run, metric: str) -> "Comparison":
-    from lm2.eval.compare import compare
+def _compare(
+    sides: "Mapping[_Side, Mapping[str, list[Prediction]]]", ours: _Side, theirs: _Side, metric: str
+) -> "Comparison":
+    from lm2.eval.compare import compare_over_seeds
 
-    own, other = ([row for row in rows if (row.model, row.prompt) == run] for run in (ours, theirs))
-    return compare(own, other, metric)
+    own, other = ([*sides[side].values()] for side in (ours, theirs))
+    return compare_over_seeds(ours[0], own, theirs[0], other, metric)
 
 
 def _select(rows: list["Prediction"], name: str, wanted: Iterable[str]) -> list["Prediction"]:
@@ -236,8 +272,7 @@ def _comparison_table(comparisons: tuple["Comparison", ...]) -> "Table":
     for item in comparisons:
         gap, ratio = item.difference, item.ratio
         table.add_row(
-            item.model,
-            item.baseline,
+            *item.names,
             item.metric,
             str(len(item.cells)),
             str(item.n),

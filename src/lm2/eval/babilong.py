@@ -92,6 +92,8 @@ class Comparison:
         ratio: mean / baseline_mean, or None where a resample had a baseline of 0, so that no interval exists.
         resamples: Bootstrap resamples.
         seed: Seed of the resamples.
+        num_runs: Runs of `model`, such as seeds; a sample counts as the share of them that are right.
+        num_baseline_runs: Runs of `baseline`.
     """
 
     model: str
@@ -107,6 +109,15 @@ class Comparison:
     ratio: Estimate | None
     resamples: int
     seed: int
+    num_runs: int = 1
+    num_baseline_runs: int = 1
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What tables call the two: with the number of runs where there are several."""
+        sides = ((self.model, self.num_runs), (self.baseline, self.num_baseline_runs))
+        ours, theirs = (name if runs == 1 else f"{name}, {runs} seeds" for name, runs in sides)
+        return ours, theirs
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Two models on the same samples: whether one is better, and by how much, with a paired bootstrap."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,30 +43,81 @@ def compare(
         ValueError: the samples differ in task, length, index, question or target; rows of several models or prompts;
             samples whose lengths different tokenizers have counted; no rows; a bad number.
     """
+    return _compare_runs([_by_sample(rows)], [_by_sample(baseline_rows)], metric, resamples, seed)
+
+
+def compare_over_seeds(
+    model: str,
+    runs: Sequence[Iterable[Prediction]],
+    baseline: str,
+    baseline_runs: Sequence[Iterable[Prediction]],
+    metric: str,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """Compares two models that were trained with several seeds each; every run answered the same samples.
+
+    As `compare`, but a sample counts as the share of a side's runs that are right, so it is drawn with the answers of
+    all runs at once: their answers to one sample are not independent. The interval is of other samples for these
+    runs; two or three seeds cannot tell what further seeds would bring.
+
+    Args:
+        model: What the comparison calls the model.
+        runs: For each of its seeds the predictions with one prompt, the same for all.
+        baseline: What the comparison calls the other.
+        baseline_runs: Those of the other.
+        metric: One of METRICS.
+        resamples: Bootstrap resamples, at least 1000.
+        seed: Seed of the resamples.
+
+    Raises:
+        ValueError: as `compare`, between any two runs; the runs of a side differ in their prompt; a side has none.
+    """
+    sides = [[*map(_by_sample, side)] for side in (runs, baseline_runs)]
+    for name, side in zip((model, baseline), sides, strict=True):
+        prompts = {prompt for (_, prompt), _ in side}
+        if len(prompts) != 1:
+            found_prompts = ", ".join(sorted(prompts)) or "none, as it has no runs"
+            raise ValueError(f"the runs of {name!r} must have one prompt, but they have {found_prompts}")
+    found = _compare_runs(sides[0], sides[1], metric, resamples, seed)
+    return replace(found, model=model, baseline=baseline)
+
+
+_Side = tuple[tuple[str, str], dict[_Key, Prediction]]
+
+
+def _compare_runs(ours: list[_Side], theirs: list[_Side], metric: str, resamples: int, seed: int) -> Comparison:
     check_metric(metric)
     if resamples < 1000:
         raise ValueError(f"resamples is {resamples}, but must be at least 1000 for a 95% interval")
-    (model, prompt), ours = _by_sample(rows)
-    (baseline, baseline_prompt), theirs = _by_sample(baseline_rows)
-    _check_pairs(ours, theirs, _run_name(model, prompt), _run_name(baseline, baseline_prompt))
+    for (one_run, one), (other_run, other) in combinations((*ours, *theirs), 2):
+        _check_pairs(one, other, _run_name(*one_run), _run_name(*other_run))
+    first_run, first = ours[0]
 
     right = METRICS[metric]
-    # Per cell: how many samples are right in neither, in the baseline only, in the model only, in both.
-    outcomes: defaultdict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
-    for (task, length, index), row in ours.items():
-        answers = (row.output, theirs[task, length, index].output)
-        is_right, is_baseline_right = (right(row.target, answer, row.question, task) for answer in answers)
-        outcomes[task, length][2 * is_right + is_baseline_right] += 1
+    # Per cell: for how many samples so many of our runs are right (rows), and so many of theirs (columns).
+    outcomes: defaultdict[tuple[str, str], NDArray[np.int64]]
+    outcomes = defaultdict(lambda: np.zeros((len(ours) + 1, len(theirs) + 1), np.int64))
+    for key, row in first.items():
+        num_right, num_baseline_right = (
+            sum(right(row.target, answers[key].output, row.question, row.task) for _, answers in side)
+            for side in (ours, theirs)
+        )
+        outcomes[row.task, row.length][num_right, num_baseline_right] += 1
 
     cells = tuple(sorted(outcomes, key=lambda cell: (task_order(cell[0]), context_tokens(cell[1]))))
-    counts = [np.array(outcomes[cell]) for cell in cells]
+    counts = [outcomes[cell] for cell in cells]
     rng = np.random.default_rng(seed)
-    draws = [rng.multinomial(count.sum(), count / count.sum(), size=resamples) for count in counts]
+    draws = [
+        rng.multinomial(count.sum(), count.ravel() / count.sum(), size=resamples).reshape(-1, *count.shape)
+        for count in counts
+    ]
     mean, baseline_mean = (float(means[0]) for means in _macro_means([count[None] for count in counts]))
     means, baseline_means = _macro_means(draws)
     ratio = None
     if baseline_mean > 0 and baseline_means.all():
         ratio = _estimate(mean / baseline_mean, means / baseline_means)
+    (model, prompt), (baseline, baseline_prompt) = first_run, theirs[0][0]
     return Comparison(
         model=model,
         baseline=baseline,
@@ -72,21 +125,27 @@ def compare(
         prompt=prompt,
         baseline_prompt=baseline_prompt,
         cells=cells,
-        n=len(ours),
+        n=len(first),
         mean=mean,
         baseline_mean=baseline_mean,
         difference=_estimate(mean - baseline_mean, means - baseline_means),
         ratio=ratio,
         resamples=resamples,
         seed=seed,
+        num_runs=len(ours),
+        num_baseline_runs=len(theirs),
     )
 
 
 def _macro_means(draws: list[NDArray[np.int64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means over cells of the model's and the baseline's accuracy, for each row of outcomes."""
-    ours = [(draw[:, 2] + draw[:, 3]) / draw.sum(axis=1) for draw in draws]
-    theirs = [(draw[:, 1] + draw[:, 3]) / draw.sum(axis=1) for draw in draws]
-    return np.mean(ours, axis=0), np.mean(theirs, axis=0)
+    """Means over cells of the model's and the baseline's accuracy, for each table of outcomes."""
+    ours, theirs = (np.mean([_share(draw.sum(axis=axis)) for draw in draws], axis=0) for axis in (2, 1))
+    return ours, theirs
+
+
+def _share(samples: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Accuracy from how many samples 0, 1, ... runs are right about, along the last axis."""
+    return samples @ np.arange(samples.shape[-1]) / (samples.sum(axis=-1) * (samples.shape[-1] - 1))
 
 
 def _estimate(value: float, resampled: NDArray[np.float64]) -> Estimate:
@@ -94,7 +153,7 @@ def _estimate(value: float, resampled: NDArray[np.float64]) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
-def _by_sample(rows: Iterable[Prediction]) -> tuple[tuple[str, str], dict[_Key, Prediction]]:
+def _by_sample(rows: Iterable[Prediction]) -> _Side:
     samples: dict[_Key, Prediction] = {}
     runs: set[tuple[str, str]] = set()
     for row in rows:

@@ -168,8 +168,8 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> list[str]:
     columns = ["model", "baseline", "metric", "cells", "n", "model's", "baseline's", "difference", "ratio"]
     rows = [
         [
-            f"{item.model} ({item.prompt})",
-            f"{item.baseline} ({item.baseline_prompt})",
+            f"{item.names[0]} ({item.prompt})",
+            f"{item.names[1]} ({item.baseline_prompt})",
             item.metric,
             str(len(item.cells)),
             str(item.n),
