@@ -337,7 +337,7 @@ def main(arguments: list[str] | None = None) -> int:
         train_and_measure(options.run, options.seed[0], options.out)
         return 0
     runs = json.loads(options.out.read_text("utf-8"))["runs"] if options.out.exists() else []
-    lock, facts = Lock(), run_facts("cpu", threads=1, seed=options.seed[0])
+    lock, facts = Lock(), {**run_facts("cpu", threads=1, seed=options.seed[0]), "seed": options.seed}
 
     def run(name: str, seed: int) -> None:
         recipe = recipe_of(name, seed)
