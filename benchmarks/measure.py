@@ -254,7 +254,7 @@ def _new_cache(spec: ModelSpec, model: torch.nn.Module):
 
 def _read(model: torch.nn.Module, cache, count: int, seed: int, device: str) -> None:
     tokens = random_tokens(count, seed, device)
-    model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(input_ids=tokens, cache=cache, use_cache=True, logits_to_keep=1)
 
 
 class PeakMemory:

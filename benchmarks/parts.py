@@ -269,14 +269,14 @@ def measure_decode(settings: Settings) -> dict:
         seconds = {key: {"cpu": [], "wall": []} for key in caches}
         token = settings.tokens(1)
         for (name, _), cache in caches.items():
-            models[name](input_ids=token, past_key_values=copy.deepcopy(cache), use_cache=True)
+            models[name](input_ids=token, cache=copy.deepcopy(cache), use_cache=True)
         gc.collect()
         progress.say("tokens in turns")
         for index in range(max(plan.lm2_tokens, plan.llama_tokens)):
             for key, cache in caches.items():
                 if index >= (plan.lm2_tokens if key[0] == LM2 else plan.llama_tokens):
                     continue
-                call = _bind(models[key[0]], input_ids=token, past_key_values=cache, use_cache=True)
+                call = _bind(models[key[0]], input_ids=token, cache=cache, use_cache=True)
                 for clock, value in time_once(call, settings.device).items():
                     seconds[key][clock].append(value)
             progress.add(8 * len(plan.contexts) * per_token)
@@ -317,7 +317,7 @@ def _read_contexts(
         progress.say(f"reading {context} tokens")
         while cache.get_seq_length() < context:
             count = min(piece, context - cache.get_seq_length())
-            model(input_ids=settings.tokens(count), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(input_ids=settings.tokens(count), cache=cache, use_cache=True, logits_to_keep=1)
             progress.add(count * per_token)
         caches[context] = copy.deepcopy(cache)
     return caches

@@ -200,10 +200,17 @@ DOCUMENTS = [
         test="contract/test_documents.py::test_reset_of_rows_makes_them_start_a_new_document[default]",
     ),
     Mutant(
+        name="a state under the argument's old name is dropped",
+        file=f"{MODEL}/modeling_lm2.py",
+        old='@deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")',
+        new="",
+        test="contract/test_cache.py::test_a_state_under_its_old_name_is_not_dropped[default-without head]",
+    ),
+    Mutant(
         name="the model keeps the state of a call",
         file=f"{MODEL}/modeling_lm2.py",
-        old="cache = self._prepare_cache(past_key_values, use_cache, hidden.shape[0])",
-        new="cache = self.latest = self._prepare_cache(past_key_values, use_cache, hidden.shape[0])",
+        old="cache = self._prepare_cache(cache, use_cache, hidden.shape[0])",
+        new="cache = self.latest = self._prepare_cache(cache, use_cache, hidden.shape[0])",
         test="contract/test_documents.py::test_modules_hold_no_state[default]",
     ),
     Mutant(
@@ -225,12 +232,12 @@ MEMORY_OFF = [
         file=f"{MODEL}/modeling_lm2.py",
         old=(
             "                input_ids,\n                attention_mask,\n                position_ids,\n"
-            "                past_key_values,\n                inputs_embeds,\n"
+            "                cache,\n                inputs_embeds,\n"
             "                use_cache=use_cache,\n"
         ),
         new=(
             "                input_ids,\n                None,\n                position_ids,\n"
-            "                past_key_values,\n                inputs_embeds,\n"
+            "                cache,\n                inputs_embeds,\n"
             "                use_cache=use_cache,\n"
         ),
         test="contract/test_memory_off.py::test_forward[plain-0]",
@@ -1205,8 +1212,8 @@ INPUTS = [
     Mutant(
         name="a refusal is no ValueError",
         file=f"{MODEL}/modeling_lm2.py",
-        old='raise ValueError("past_key_values with gradient checkpointing',
-        new='raise RuntimeError("past_key_values with gradient checkpointing',
+        old='raise ValueError("cache with gradient checkpointing',
+        new='raise RuntimeError("cache with gradient checkpointing',
         test="unit/test_inputs.py::test_a_state_with_gradient_checkpointing",
     ),
 ]

@@ -38,7 +38,7 @@ def cut(ids: Tensor, sizes: Iterable[int]) -> list[Tensor]:
 
 def stream(model: PreTrainedModel, ids: Tensor, sizes: Iterable[int], cache) -> Tensor:
     """Logits of all tokens, read piece by piece through a cache."""
-    return torch.cat([model(piece, past_key_values=cache).logits for piece in cut(ids, sizes)], dim=1)
+    return torch.cat([model(piece, cache=cache).logits for piece in cut(ids, sizes)], dim=1)
 
 
 def pad(rows: Sequence[Tensor], left: Sequence[int], num_columns: int, filler: int = 0) -> tuple[Tensor, Tensor]:

@@ -119,7 +119,7 @@ def _lm2_ablated_logits(model: LM2ForCausalLM, ids: Tensor) -> Tensor:
         # Its gates have no bias that could shut them; the bank that goes from segment to segment is put back instead.
         cache, pieces = LM2Cache(model.config), []
         for piece in ids.split(SEGMENT, dim=1):
-            pieces.append(model(piece, past_key_values=cache).logits)
+            pieces.append(model(piece, cache=cache).logits)
             cache.bank = torch.eye(model.config.hidden_size).expand(len(ids), -1, -1)
         return torch.cat(pieces, dim=1)
     silent = copy.deepcopy(model)
@@ -149,7 +149,7 @@ def _rmt_ablated_logits(model: RMTForCausalLM, ids: Tensor) -> Tensor:
     # What a segment has written is put back to the learned start.
     cache, pieces = RMTCache(model.config), []
     for piece in ids.split(SEGMENT, dim=1):
-        pieces.append(model(piece, past_key_values=cache).logits)
+        pieces.append(model(piece, cache=cache).logits)
         cache.bank = model.model.memory(len(ids))
     return torch.cat(pieces, dim=1)
 

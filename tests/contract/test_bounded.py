@@ -14,11 +14,11 @@ def test_the_state_has_the_same_size_after_any_number_of_tokens(subject):
     model = subject.make()
     cache, sizes = subject.new_cache(model), []
     for seed in range(12):
-        logits_of(model, random_ids(2, SEGMENT, seed), past_key_values=cache)
+        logits_of(model, random_ids(2, SEGMENT, seed), cache=cache)
         sizes.append(cache.num_bytes)
     # The first segments fill the window of attention.
     assert len(set(sizes[attention_window(model) :])) == 1
-    logits_of(model, random_ids(2, 40 * SEGMENT), past_key_values=cache)
+    logits_of(model, random_ids(2, 40 * SEGMENT), cache=cache)
     assert cache.num_bytes == sizes[-1]
 
 
@@ -45,7 +45,7 @@ for name in sys.argv[1:]:
     cache, peaks = SUBJECT[name].new_cache(model), {}
     with torch.no_grad():
         for num_tokens in range(CALL, 65536 + 1, CALL):
-            model(torch.zeros(1, CALL, dtype=torch.long), past_key_values=cache, logits_to_keep=1)
+            model(torch.zeros(1, CALL, dtype=torch.long), cache=cache, logits_to_keep=1)
             if num_tokens in (8192, 65536):
                 peaks[num_tokens] = peak_kib()
     print(name, peaks[8192], peaks[65536])

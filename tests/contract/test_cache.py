@@ -25,7 +25,7 @@ FIRST = SEGMENT + 3
 def filled(subject, model, num_rows: int = 3, num_tokens: int = FIRST):
     cache = subject.new_cache(model)
     ids = random_ids(num_rows, num_tokens)
-    logits_of(model, ids, past_key_values=cache)
+    logits_of(model, ids, cache=cache)
     return ids, cache
 
 
@@ -52,14 +52,27 @@ def test_rows_can_be_picked_and_repeated(subject, how, num_tokens):
     ids, cache = filled(subject, model, num_tokens=num_tokens)
     # Rows that have seen different numbers of tokens.
     more, mask = random_ids(3, 2, seed=3), torch.tensor([[1, 1], [0, 1], [0, 0]])
-    logits_of(model, more, attention_mask=mask, past_key_values=cache)
+    logits_of(model, more, attention_mask=mask, cache=cache)
     rows = rows_changed(cache, how)
     assert cache.batch_size == len(rows)
     rest = random_ids(len(rows), LONGEST, seed=2)
-    logits = logits_of(model, rest, past_key_values=cache)
+    logits = logits_of(model, rest, cache=cache)
     for index, row in enumerate(rows):
         text = torch.cat([ids[row], more[row][mask[row].bool()], rest[index]])
         assert_close(logits[index], logits_of(model, text[None], use_cache=False)[0, -LONGEST:])
+
+
+@pytest.mark.parametrize("with_head", [True, False], ids=["with head", "without head"])
+@subjects("is_float32")
+def test_a_state_under_its_old_name_is_not_dropped(subject, with_head):
+    causal = subject.make()
+    model = causal if with_head else causal.model
+    first, rest = random_ids(2, FIRST), random_ids(2, LONGEST, seed=2)
+    expected, state = model(first).cache, model(first).cache
+    with pytest.warns(FutureWarning, match="Use `cache` instead"):
+        got = model(rest, past_key_values=state)
+    assert got.cache is state
+    assert torch.equal(got[0], model(rest, cache=expected)[0])
 
 
 @subjects("has_memory")
@@ -67,7 +80,7 @@ def test_rows_that_do_not_fit_are_refused(subject):
     model = subject.make()
     _, cache = filled(subject, model)
     with pytest.raises(ValueError, match="the input has 2 rows, the cache 3"):
-        model(random_ids(2, 4), past_key_values=cache)
+        model(random_ids(2, 4), cache=cache)
     for name in ("select", "reset"):
         with pytest.raises(ValueError, match=r"rows=\[3\] are out of range; the cache has rows 0 to 2"):
             getattr(cache, name)([3])
@@ -81,8 +94,8 @@ def test_a_deep_copy_lives_its_own_life(subject):
     _, cache = filled(subject, model)
     one, two = copy.deepcopy(cache), copy.deepcopy(cache)
     rest = random_ids(3, LONGEST, seed=2)
-    logits_of(model, random_ids(3, LONGEST, seed=3), past_key_values=one)
-    assert torch.equal(logits_of(model, rest, past_key_values=two), logits_of(model, rest, past_key_values=cache))
+    logits_of(model, random_ids(3, LONGEST, seed=3), cache=one)
+    assert torch.equal(logits_of(model, rest, cache=two), logits_of(model, rest, cache=cache))
 
 
 @subjects("has_memory")
@@ -93,10 +106,10 @@ def test_detach_cuts_the_graph(subject):
     for detaches in (False, True):
         cache = subject.new_cache(model)
         early = embed(first).detach().requires_grad_()
-        model(inputs_embeds=early, past_key_values=cache)
+        model(inputs_embeds=early, cache=cache)
         if detaches:
             cache.detach()
-        model(second, past_key_values=cache).logits.square().sum().backward()
+        model(second, cache=cache).logits.square().sum().backward()
         assert (early.grad is None) == detaches
         assert gradients(model)
 
@@ -120,7 +133,7 @@ def test_bytes_of_the_state(subject):
     dtype_bytes = 4 if subject.is_float32 else 2
     num_rows, window = 3, attention_window(model)
     cache = subject.new_cache(model)
-    logits_of(model, random_ids(num_rows, (window + 3) * SEGMENT - 1), past_key_values=cache)
+    logits_of(model, random_ids(num_rows, (window + 3) * SEGMENT - 1), cache=cache)
     # Besides, two counters of eight bytes each say how far a row has come.
     assert cache.num_bytes == num_rows * (model.config.num_state_bytes(dtype_bytes) + 16)
 
@@ -151,9 +164,7 @@ def test_save_and_load(subject, tmp_path):
         assert loaded.num_bytes == cache.num_bytes
         assert loaded.get_seq_length() == cache.get_seq_length()
         rest = random_ids(3, LONGEST, seed=2)
-        assert torch.equal(
-            logits_of(model, rest, past_key_values=loaded), logits_of(model, rest, past_key_values=cache)
-        )
+        assert torch.equal(logits_of(model, rest, cache=loaded), logits_of(model, rest, cache=cache))
         assert loaded.num_tokens.tolist() == cache.num_tokens.tolist()
 
 
@@ -170,7 +181,7 @@ for name in sys.argv[2:]:
     model = LM2ForCausalLM.from_pretrained(f"{folder}/{name}").eval()
     cache = LM2Cache.load(f"{folder}/{name}.state")
     with torch.no_grad():
-        save_file({"logits": model(rest, past_key_values=cache).logits}, f"{folder}/{name}.logits")
+        save_file({"logits": model(rest, cache=cache).logits}, f"{folder}/{name}.logits")
 """
 
 
@@ -186,7 +197,7 @@ def test_a_conversation_goes_on_in_another_process(tmp_path):
         _, cache = filled(SUBJECT[name], model)
         model.save_pretrained(tmp_path / name)
         cache.save(tmp_path / f"{name}.state")
-        expected[name] = logits_of(model, rest, past_key_values=cache)
+        expected[name] = logits_of(model, rest, cache=cache)
     subprocess.run([sys.executable, "-c", CONTINUE, str(tmp_path), *names], check=True, timeout=300)
     for name in names:
         assert torch.equal(load_file(tmp_path / f"{name}.logits")["logits"], expected[name]), name
@@ -198,12 +209,12 @@ def test_a_cache_of_another_model_is_refused_with_what_differs(tmp_path):
     _, cache = filled(subject, model)
     reason = r"another model: it has num_memory_slots=6 \(model: 5\), memory_top_k=None \(model: 2\)"
     with pytest.raises(ValueError, match=reason):
-        other(random_ids(3, 4), past_key_values=cache)
+        other(random_ids(3, 4), cache=cache)
     cache.save(tmp_path / "state")
     with pytest.raises(ValueError, match=reason):
         LM2Cache.load(tmp_path / "state", config=other.config)
     with pytest.raises(ValueError, match=reason):
-        other(random_ids(3, 4), past_key_values=LM2Cache.load(tmp_path / "state"))
+        other(random_ids(3, 4), cache=LM2Cache.load(tmp_path / "state"))
 
 
 @subjects(only=("default", "rmt", "armt"))
@@ -212,7 +223,7 @@ def test_models_of_one_kind_do_not_take_states_of_another(subject, tmp_path):
         model, other_model = subject.make(), other.make()
         _, cache = filled(other, other_model)
         with pytest.raises(ValueError, match="another model"):
-            model(random_ids(3, 4), past_key_values=cache)
+            model(random_ids(3, 4), cache=cache)
         cache.save(tmp_path / "state")
         with pytest.raises(ValueError, match=r"is not a saved|unknown field|another model"):
             type(subject.new_cache(model)).load(tmp_path / "state", config=model.config)
@@ -225,7 +236,7 @@ def test_a_state_of_another_configuration_is_refused_with_what_differs(subject, 
     cache.save(tmp_path / "state")
     reason = r"num_memory_tokens=3 \(model: 2\), segment_length=8 \(model: 4\)"
     with pytest.raises(ValueError, match=reason):
-        other(random_ids(3, 4), past_key_values=cache)
+        other(random_ids(3, 4), cache=cache)
     with pytest.raises(ValueError, match=reason):
         type(cache).load(tmp_path / "state", config=other.config)
     # What only training looks at makes no difference.
@@ -265,5 +276,5 @@ def test_a_state_is_continued_by_another_copy_of_the_model(subject):
     ids = random_ids(2, LONGEST)
     cache, pieces = subject.new_cache(one), []
     for index, piece in enumerate(ids.split(5, dim=1)):
-        pieces.append(logits_of((one, two)[index % 2], piece, past_key_values=cache))
+        pieces.append(logits_of((one, two)[index % 2], piece, cache=cache))
     assert_close(torch.cat(pieces, dim=1), stream(one, ids, [5], subject.new_cache(one)))

@@ -51,7 +51,7 @@ def test_packed_documents_through_a_cache(subject, sizes):
     ids, reset = random_ids(2, NUM_TOKENS), packed_positions() == 0
     cache, pieces = subject.new_cache(model), []
     for piece, piece_reset in zip(cut(ids, sizes), cut(reset, sizes), strict=True):
-        pieces.append(logits_of(model, piece, past_key_values=cache, segment_reset=piece_reset))
+        pieces.append(logits_of(model, piece, cache=cache, segment_reset=piece_reset))
     assert_close(torch.cat(pieces, dim=1), logits_of(model, ids, segment_reset=reset, use_cache=False))
     assert cache.num_document_tokens.tolist() == [row[-1] for row in PACKED]
 
@@ -106,9 +106,9 @@ def test_reset_of_rows_makes_them_start_a_new_document(subject):
     model = subject.make()
     ids, rest = random_ids(3, SEGMENT + 3), random_ids(3, LONGEST, seed=2)
     cache = subject.new_cache(model)
-    logits_of(model, ids, past_key_values=cache)
+    logits_of(model, ids, cache=cache)
     cache.reset([0, 2])
-    logits = logits_of(model, rest, past_key_values=cache)
+    logits = logits_of(model, rest, cache=cache)
     assert_close(logits[[0, 2]], logits_of(model, rest[[0, 2]]))
     assert_close(logits[1], logits_of(model, torch.cat([ids, rest], dim=1))[1, SEGMENT + 3 :])
     assert cache.num_tokens.tolist() == [LONGEST, LONGEST + SEGMENT + 3, LONGEST]
@@ -118,10 +118,10 @@ def test_reset_of_rows_makes_them_start_a_new_document(subject):
 def test_reset_of_a_whole_cache_makes_it_new(subject):
     model = subject.make()
     cache = subject.new_cache(model)
-    logits_of(model, random_ids(3, LONGEST), past_key_values=cache)
+    logits_of(model, random_ids(3, LONGEST), cache=cache)
     cache.reset()
     ids = random_ids(2, LONGEST, seed=2)
-    assert torch.equal(logits_of(model, ids, past_key_values=cache), logits_of(model, ids))
+    assert torch.equal(logits_of(model, ids, cache=cache), logits_of(model, ids))
 
 
 def tensors_on(model: nn.Module) -> dict[str, Tensor]:
@@ -158,7 +158,7 @@ def test_modules_hold_no_state(subject):
     model(ids, use_cache=False, labels=ids).loss.backward()
     model.zero_grad()
     model.eval()
-    logits_of(model, ids, past_key_values=subject.new_cache(model))
+    logits_of(model, ids, cache=subject.new_cache(model))
     model.generate(ids, max_new_tokens=3, do_sample=False)
     after = tensors_on(model)
     assert after.keys() == before.keys()
@@ -174,7 +174,7 @@ def test_what_ran_before_makes_no_difference(subject):
         model.train()
         model(other, labels=other, use_cache=False).loss.backward()
         model.eval()
-        logits_of(model, other, past_key_values=subject.new_cache(model))
+        logits_of(model, other, cache=subject.new_cache(model))
         assert torch.equal(logits_of(model, ids), first)
 
 
@@ -183,11 +183,11 @@ def test_two_caches_of_a_model_know_nothing_of_each_other(subject):
     model = subject.make()
     ids, others = random_ids(2, LONGEST), random_ids(2, LONGEST, seed=2)
     cache, other_cache = subject.new_cache(model), subject.new_cache(model)
-    logits_of(model, ids, past_key_values=cache)
+    logits_of(model, ids, cache=cache)
     untouched = copy.deepcopy(cache)
-    logits_of(model, others, past_key_values=other_cache)
+    logits_of(model, others, cache=other_cache)
     rest = random_ids(2, SEGMENT, seed=3)
-    assert torch.equal(logits_of(model, rest, past_key_values=cache), logits_of(model, rest, past_key_values=untouched))
+    assert torch.equal(logits_of(model, rest, cache=cache), logits_of(model, rest, cache=untouched))
 
 
 @subjects("has_memory")
@@ -195,12 +195,12 @@ def test_a_refused_call_leaves_the_cache_as_it_was(subject):
     model = subject.make()
     ids, rest = random_ids(2, SEGMENT + 2), random_ids(2, SEGMENT, seed=2)
     cache = subject.new_cache(model)
-    logits_of(model, ids, past_key_values=cache)
+    logits_of(model, ids, cache=cache)
     untouched = copy.deepcopy(cache)
     with pytest.raises(ValueError, match="attention_mask"):
-        model(rest, attention_mask=torch.ones(2, 3), past_key_values=cache)
+        model(rest, attention_mask=torch.ones(2, 3), cache=cache)
     with pytest.raises(ValueError, match="vocabulary"):
-        model(rest + 1000, past_key_values=cache)
+        model(rest + 1000, cache=cache)
     with pytest.raises(ValueError, match="rows"):
-        model(rest[:1], past_key_values=cache)
-    assert torch.equal(logits_of(model, rest, past_key_values=cache), logits_of(model, rest, past_key_values=untouched))
+        model(rest[:1], cache=cache)
+    assert torch.equal(logits_of(model, rest, cache=cache), logits_of(model, rest, cache=untouched))

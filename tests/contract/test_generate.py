@@ -112,12 +112,12 @@ def test_turns_on_one_cache(subject, gives):
         output = model.generate(
             ids,
             attention_mask=torch.ones_like(text),
-            past_key_values=cache,
+            cache=cache,
             max_new_tokens=SEGMENT,
             do_sample=False,
             **OUTPUTS,
         )
-        assert output.past_key_values is cache
+        assert output.cache is cache
         answer = output.sequences[:, ids.shape[1] :]
         full = logits_of(model, torch.cat([text, answer], dim=1), use_cache=False)
         assert_close(torch.stack(output.logits, dim=1), full[:, text.shape[1] - 1 : -1])
@@ -141,9 +141,7 @@ def test_turns_of_rows_of_different_length(subject):
         width = max(len(row) for row in rows)
         ids, new_mask = pad(rows, [width - len(row) for row in rows], width)
         mask = torch.cat([mask, new_mask], dim=1)
-        output = model.generate(
-            ids, attention_mask=mask, past_key_values=cache, max_new_tokens=5, do_sample=False, **OUTPUTS
-        )
+        output = model.generate(ids, attention_mask=mask, cache=cache, max_new_tokens=5, do_sample=False, **OUTPUTS)
         answer = output.sequences[:, width:]
         for index, row in enumerate(rows):
             known = torch.cat([texts[index], row])
@@ -159,14 +157,14 @@ def test_beam_search_on_a_cache_that_was_repeated_for_the_beams(subject):
     model = subject.make()
     text, question = random_ids(1, PROMPT), random_ids(1, 3, seed=2)
     cache = subject.new_cache(model)
-    logits_of(model, text, past_key_values=cache)
+    logits_of(model, text, cache=cache)
     how = {"max_new_tokens": SEGMENT, "num_beams": 3, "do_sample": False, "output_scores": True}
     full_text = torch.cat([text, question], dim=1)
     expected = model.generate(full_text, **how, **OUTPUTS).sequences_scores
     for _ in range(2):
         own = copy.deepcopy(cache)
         own.batch_repeat_interleave(3)
-        assert_close(model.generate(full_text, past_key_values=own, **how, **OUTPUTS).sequences_scores, expected)
+        assert_close(model.generate(full_text, cache=own, **how, **OUTPUTS).sequences_scores, expected)
 
 
 @subjects("has_memory")
@@ -182,8 +180,8 @@ def test_what_cannot_work_is_refused_with_a_reason(subject):
         model.generate(ids, max_new_tokens=2, prompt_lookup_num_tokens=2)
     other_cache = SUBJECT["llama"].new_cache(model)
     ours = type(subject.new_cache(model)).__name__
-    with pytest.raises(ValueError, match=rf"past_key_values is a DynamicCache.*use {ours}"):
-        model.generate(ids, max_new_tokens=2, past_key_values=other_cache)
+    with pytest.raises(ValueError, match=rf"cache is a DynamicCache.*use {ours}"):
+        model.generate(ids, max_new_tokens=2, cache=other_cache)
 
 
 def test_bf16_generates():

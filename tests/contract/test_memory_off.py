@@ -61,9 +61,7 @@ def test_cache(fields):
     ids = random_ids(2, LONGEST)
     caches = [DynamicCache(config=model.config) for model in (llama, ours)]
     for piece in ids.split(11, dim=1):
-        logits = [
-            logits_of(model, piece, past_key_values=cache) for model, cache in zip((llama, ours), caches, strict=True)
-        ]
+        logits = [logits_of(model, piece, cache=cache) for model, cache in zip((llama, ours), caches, strict=True)]
         assert torch.equal(*logits)
 
 
@@ -91,7 +89,7 @@ def test_generate(how):
 def test_there_is_no_segment_and_no_bank_without_memory():
     model = SUBJECT["llama"].make()
     ids = random_ids(1, LONGEST)
-    assert isinstance(model(ids).past_key_values, DynamicCache)
+    assert isinstance(model(ids).cache, DynamicCache)
     assert not any("memory" in name for name in model.state_dict())
     assert model.count_parameters()["memory"] == 0
     with pytest.raises(ValueError, match="segment_reset has no effect"):

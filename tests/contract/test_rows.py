@@ -52,7 +52,7 @@ def test_rows_of_a_ragged_batch_continue_from_the_cache_as_rows_alone(subject, s
         if call_side == "both":
             left = [(width - len(row)) // 2 for row in rows]
         ids, mask = pad(rows, left, width)
-        logits = logits_of(model, ids, attention_mask=mask, past_key_values=cache)
+        logits = logits_of(model, ids, attention_mask=mask, cache=cache)
         texts = [torch.cat(pair) for pair in zip(texts, rows, strict=True)]
         for text, row, of_row in zip(texts, rows, real_logits(logits, mask), strict=True):
             assert_close(of_row, logits_of(model, text[None])[0, -len(row) :])
@@ -65,12 +65,12 @@ def test_rows_that_are_not_padded_but_have_seen_different_numbers_of_tokens(subj
     rows = ragged_rows()
     ids, mask = pad(rows, SIDES["right"], NUM_COLUMNS)
     cache = subject.new_cache(model)
-    logits_of(model, ids, attention_mask=mask, past_key_values=cache)
+    logits_of(model, ids, attention_mask=mask, cache=cache)
     texts = rows
     for step in range(SEGMENT + 2):
         token = random_ids(len(rows), 1, seed=step)
         texts = [torch.cat(pair) for pair in zip(texts, token, strict=True)]
-        logits = logits_of(model, token, past_key_values=cache)
+        logits = logits_of(model, token, cache=cache)
     for text, of_row in zip(texts, logits, strict=True):
         assert_close(of_row[-1], logits_of(model, text[None])[0, -1])
 
@@ -81,19 +81,19 @@ def test_a_row_that_is_all_padding_keeps_its_bank_and_gives_finite_numbers(subje
     ids = random_ids(2, LONGEST)
     cache = subject.new_cache(model)
     first = SEGMENT + 2
-    logits_of(model, ids[:, :first], past_key_values=cache)
+    logits_of(model, ids[:, :first], cache=cache)
     before = [bank.clone() for bank in subject.banks(cache)]
     # Row 1 is only padded while row 0 fills whole segments.
     mask = torch.tensor([[1], [0]]).expand(2, 2 * SEGMENT + 1)
     middle = random_ids(2, 2 * SEGMENT + 1, seed=2)
-    logits = logits_of(model, middle, attention_mask=mask, past_key_values=cache)
+    logits = logits_of(model, middle, attention_mask=mask, cache=cache)
     assert bool(torch.isfinite(logits).all())
     after = subject.banks(cache)
     assert all(torch.equal(new[1], old[1]) for new, old in zip(after, before, strict=True))
     assert not any(torch.equal(new[0], old[0]) for new, old in zip(after, before, strict=True))
     assert cache.num_tokens.tolist() == [first + 2 * SEGMENT + 1, first]
     if subject.is_float32:
-        rest = logits_of(model, ids[:, first:], past_key_values=cache)[1]
+        rest = logits_of(model, ids[:, first:], cache=cache)[1]
         assert_close(rest, logits_of(model, ids)[1, first:])
 
 
@@ -103,9 +103,9 @@ def test_a_row_that_begins_with_calls_of_padding_only(subject):
     ids = random_ids(2, LONGEST)
     cache = subject.new_cache(model)
     mask = torch.tensor([[1], [0]]).expand(2, SEGMENT + 3)
-    logits = logits_of(model, random_ids(2, SEGMENT + 3, seed=3), attention_mask=mask, past_key_values=cache)
+    logits = logits_of(model, random_ids(2, SEGMENT + 3, seed=3), attention_mask=mask, cache=cache)
     assert bool(torch.isfinite(logits).all())
-    assert_close(logits_of(model, ids, past_key_values=cache)[1], logits_of(model, ids)[1])
+    assert_close(logits_of(model, ids, cache=cache)[1], logits_of(model, ids)[1])
 
 
 @all_sides
@@ -117,12 +117,12 @@ def test_what_padding_contains_makes_no_difference(subject, side):
     for filler in (0, 7):
         caches.append(subject.new_cache(model))
         ids, mask = pad(rows, SIDES[side], NUM_COLUMNS, filler)
-        logits = logits_of(model, ids, attention_mask=mask, past_key_values=caches[-1])
+        logits = logits_of(model, ids, attention_mask=mask, cache=caches[-1])
         assert bool(torch.isfinite(logits).all())
         real.append(torch.cat(real_logits(logits, mask)))
     assert torch.equal(*real)
     rest = random_ids(len(rows), SEGMENT + 1, seed=2)
-    assert torch.equal(*(logits_of(model, rest, past_key_values=cache) for cache in caches))
+    assert torch.equal(*(logits_of(model, rest, cache=cache) for cache in caches))
 
 
 @subjects("has_memory")

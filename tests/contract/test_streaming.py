@@ -58,11 +58,11 @@ def test_the_state_after_one_forward_equals_the_state_after_pieces(subject):
     ids = random_ids(2, LONGEST)
     for length in LENGTHS:
         at_once, in_pieces = subject.new_cache(model), subject.new_cache(model)
-        model(ids[:, :length], past_key_values=at_once)
+        model(ids[:, :length], cache=at_once)
         stream(model, ids[:, :length], [5, 1], in_pieces)
         rest = random_ids(2, 2 * SEGMENT, seed=2)
-        continued = logits_of(model, rest, past_key_values=at_once)
-        assert_close(continued, logits_of(model, rest, past_key_values=in_pieces))
+        continued = logits_of(model, rest, cache=at_once)
+        assert_close(continued, logits_of(model, rest, cache=in_pieces))
         # What the state is good for: the rest alone has other logits.
         assert (continued - logits_of(model, rest)).abs().max() > 0.1
 
@@ -95,7 +95,7 @@ def test_200_segments_with_gates_near_0_and_1(gate_bias):
 def test_banks_are_float32_in_any_dtype(subject):
     model = subject.make()
     cache = subject.new_cache(model)
-    logits_of(model, random_ids(2, LONGEST), past_key_values=cache)
+    logits_of(model, random_ids(2, LONGEST), cache=cache)
     for bank in subject.banks(cache):
         assert bank.dtype == torch.float32
         assert not torch.equal(bank, bank.to(torch.bfloat16).float())

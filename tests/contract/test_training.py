@@ -95,7 +95,7 @@ def test_checkpointing_refuses_what_it_would_get_wrong(subject):
         model.activation_checkpointing_enable({"use_reentrant": True})
     model.activation_checkpointing_enable()
     with pytest.raises(ValueError, match="gradient checkpointing"):
-        model(random_ids(2, SEGMENT), past_key_values=subject.new_cache(model))
+        model(random_ids(2, SEGMENT), cache=subject.new_cache(model))
 
 
 def lora(model):
@@ -148,7 +148,7 @@ def cut_gradients(subject, ids, targets, bptt_segments: int):
     for index, (piece, of_piece) in enumerate(zip(ids.split(SEGMENT, 1), targets.split(SEGMENT, 1), strict=True)):
         if index > 0 and index % bptt_segments == 0:
             cache.detach()
-        token_losses(model(piece, past_key_values=cache).logits, of_piece).backward(retain_graph=True)
+        token_losses(model(piece, cache=cache).logits, of_piece).backward(retain_graph=True)
     return gradients(model)
 
 

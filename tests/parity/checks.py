@@ -101,7 +101,7 @@ def assert_model_is(
         assert_near(got_TV, want_TV, TOLERANCE, "logits")
         got, want = (got_TV * probe_like(got_TV, 1)).sum(), (want_TV * probe_like(want_TV, 1)).sum()
         if keep_state:
-            got_banks = banks(output.past_key_values)
+            got_banks = banks(output.cache)
             for index, (got_ND, want_ND) in enumerate(zip(got_banks, want_banks, strict=True)):
                 assert_near(got_ND, want_ND, TOLERANCE, f"bank {index}")
                 got = got + (got_ND * probe_like(got_ND, 2)).sum()

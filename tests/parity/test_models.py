@@ -99,7 +99,7 @@ def test_segment_model_around_a_boundary(num_tokens):
     want_TV, want_banks = segment_model(weights, model.config, tokens)
     output = model(torch.tensor([tokens]), use_cache=True)
     assert_near(output.logits[0], want_TV, TOLERANCE, "logits")
-    for got_ND, want_ND in zip(last_banks(output.past_key_values), want_banks, strict=True):
+    for got_ND, want_ND in zip(last_banks(output.cache), want_banks, strict=True):
         assert_near(got_ND, want_ND, TOLERANCE, "bank")
 
 

@@ -89,7 +89,7 @@ def test_around_a_boundary(reference, make_one, banks, num_tokens):
     output = model(torch.tensor([tokens]), use_cache=True)
     assert_near(output.logits[0], want_TV, TOLERANCE, "logits")
     if num_tokens >= 3:
-        for got, want in zip(banks(output.past_key_values), want_banks, strict=True):
+        for got, want in zip(banks(output.cache), want_banks, strict=True):
             assert_near(got, want, TOLERANCE, "memory")
 
 

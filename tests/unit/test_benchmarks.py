@@ -248,7 +248,7 @@ def test_what_slots_keep_is_what_the_bank_keeps(monkeypatch):
             memory = model.model.layers[0].memory
             first = memory.initial_slots.clone()
             memory.initial_slots.mul_(scale)
-            model.model(torch.from_numpy(ids)[None], past_key_values=cache, use_cache=True)
+            model.model(torch.from_numpy(ids)[None], cache=cache, use_cache=True)
             memory.initial_slots.copy_(first)
         banks.append(cache.layers[0].state.bank[0])
     kept = (banks[1] - banks[0]).unflatten(-1, (model.config.num_memory_heads, -1))

@@ -342,7 +342,7 @@ def test_bytes_of_a_full_state(fields, dtype):
     model = LM2ForCausalLM(config).eval().to(dtype)
     cache = LM2Cache(config)
     # The last token is missing, so the open segment is as full as it can be after a call.
-    model(torch.zeros(2, 4 * config.segment_length - 1, dtype=torch.long), past_key_values=cache)
+    model(torch.zeros(2, 4 * config.segment_length - 1, dtype=torch.long), cache=cache)
     num_counter_bytes = 2 * 8
     assert cache.num_bytes == 2 * (config.num_state_bytes(dtype.itemsize) + num_counter_bytes)
 

@@ -50,7 +50,7 @@ def filled_cache(model: LM2ForCausalLM) -> LM2Cache:
     mask = torch.ones(2, NUM_SEEN, dtype=torch.long)
     mask[1, :2] = 0
     with torch.no_grad():
-        model(random_ids(2, NUM_SEEN), attention_mask=mask, past_key_values=cache)
+        model(random_ids(2, NUM_SEEN), attention_mask=mask, cache=cache)
     return cache
 
 
@@ -162,7 +162,7 @@ def test_a_bad_call_is_refused_and_changes_nothing(model, refusal, with_cache):
     arguments = {"input_ids": random_ids(), "use_cache": with_cache} | refusal.arguments()
     cache = None
     if with_cache:
-        cache = arguments["past_key_values"] = filled_cache(model)
+        cache = arguments["cache"] = filled_cache(model)
         before = contents(cache)
     with pytest.raises(ValueError, match=r"\w") as error:
         model(**arguments)
@@ -171,8 +171,8 @@ def test_a_bad_call_is_refused_and_changes_nothing(model, refusal, with_cache):
     if with_cache:
         assert_unchanged(cache, before)
         # And it still works.
-        arguments = {"input_ids": random_ids(), "past_key_values": cache}
-        expected = model(random_ids(), past_key_values=filled_cache(model)).logits
+        arguments = {"input_ids": random_ids(), "cache": cache}
+        expected = model(random_ids(), cache=filled_cache(model)).logits
         assert torch.equal(model(**arguments).logits, expected)
 
 
@@ -187,7 +187,7 @@ def test_the_good_call_that_the_refused_ones_differ_from(model):
     cache = filled_cache(model)
     for columns in (6, NUM_SEEN + 6 + 6):
         mask = torch.ones(2, columns, dtype=torch.long)
-        assert bool(torch.isfinite(model(random_ids(), attention_mask=mask, past_key_values=cache).logits).all())
+        assert bool(torch.isfinite(model(random_ids(), attention_mask=mask, cache=cache).logits).all())
 
 
 @pytest.mark.parametrize("num_columns", [4, 6, 9, 11])
@@ -195,7 +195,7 @@ def test_a_mask_covers_the_new_columns_or_all(model, num_columns):
     cache = filled_cache(model)
     before = contents(cache)
     with pytest.raises(ValueError, match="attention_mask") as error:
-        model(random_ids(2, 5), attention_mask=torch.ones(2, num_columns, dtype=torch.long), past_key_values=cache)
+        model(random_ids(2, 5), attention_mask=torch.ones(2, num_columns, dtype=torch.long), cache=cache)
     assert "[2, 5] or [2, 10]" in str(error.value)
     assert_unchanged(cache, before)
 
@@ -208,14 +208,14 @@ def test_a_cache_of_other_rows(model, num_rows):
     cache = filled_cache(model)
     before = contents(cache)
     with pytest.raises(ValueError, match=rf"the input has {num_rows} rows, the cache 2") as error:
-        model(random_ids(num_rows), past_key_values=cache)
+        model(random_ids(num_rows), cache=cache)
     assert "LM2Cache.select" in str(error.value)
     assert_unchanged(cache, before)
 
 
 def test_a_cache_of_another_kind(model):
-    with pytest.raises(ValueError, match="past_key_values is a DynamicCache") as error:
-        model(random_ids(), past_key_values=DynamicCache(config=model.config))
+    with pytest.raises(ValueError, match="cache is a DynamicCache") as error:
+        model(random_ids(), cache=DynamicCache(config=model.config))
     assert "LM2Cache(model.config)" in str(error.value)
 
 
@@ -225,7 +225,7 @@ def test_a_cache_of_another_model_names_what_differs(is_filled):
     cache = filled_cache(other) if is_filled else LM2Cache(other.config)
     before = contents(cache)
     with pytest.raises(ValueError, match="this cache belongs to another model") as error:
-        make_model()(random_ids(), past_key_values=cache)
+        make_model()(random_ids(), cache=cache)
     for difference in ("num_memory_slots=5 (model: 3)", "segment_length=3 (model: 4)"):
         assert difference in str(error.value)
     assert "hidden_size" not in str(error.value)
@@ -234,15 +234,15 @@ def test_a_cache_of_another_model_names_what_differs(is_filled):
 
 def test_a_cache_of_an_equal_config_is_taken():
     cache = LM2Cache(LM2Config(**SEGMENT))
-    make_model()(random_ids(), past_key_values=cache)
+    make_model()(random_ids(), cache=cache)
     assert cache.num_columns == 6
 
 
 def test_a_cache_that_is_not_wanted(model):
     cache = filled_cache(model)
     before = contents(cache)
-    with pytest.raises(ValueError, match="past_key_values with use_cache=False"):
-        model(random_ids(), past_key_values=cache, use_cache=False)
+    with pytest.raises(ValueError, match="cache with use_cache=False"):
+        model(random_ids(), cache=cache, use_cache=False)
     assert_unchanged(cache, before)
 
 
@@ -281,7 +281,7 @@ def test_a_failure_inside_the_model_leaves_the_cache_as_it_was(model):
     hook = model.model.layers[-1].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
     try:
         with pytest.raises(ZeroDivisionError):
-            model(random_ids(), past_key_values=cache)
+            model(random_ids(), cache=cache)
     finally:
         hook.remove()
     assert_unchanged(cache, before)
@@ -302,12 +302,12 @@ def test_a_state_with_gradient_checkpointing():
         model(random_ids(), use_cache=True)
     cache = filled_cache(make_model())
     before = contents(cache)
-    with pytest.raises(ValueError, match="past_key_values with gradient checkpointing"):
-        model(random_ids(), past_key_values=cache)
+    with pytest.raises(ValueError, match="cache with gradient checkpointing"):
+        model(random_ids(), cache=cache)
     assert_unchanged(cache, before)
-    assert model(random_ids()).past_key_values is None
+    assert model(random_ids()).cache is None
     # It is the replay in training that is in the way.
-    assert model.eval()(random_ids(), use_cache=True).past_key_values is not None
+    assert model.eval()(random_ids(), use_cache=True).cache is not None
 
 
 def test_reentrant_checkpointing():
@@ -404,7 +404,7 @@ def test_a_row_of_padding_alone_keeps_its_state(model):
     mask = torch.ones(2, 6, dtype=torch.long)
     mask[0] = 0
     with torch.no_grad():
-        output = model(random_ids(), attention_mask=mask, past_key_values=cache)
+        output = model(random_ids(), attention_mask=mask, cache=cache)
     assert bool(torch.isfinite(output.logits).all())
     after = contents(cache)
     assert after["tokens"].tolist() == [NUM_SEEN, NUM_SEEN - 2 + 6]

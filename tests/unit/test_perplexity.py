@@ -91,12 +91,12 @@ def test_a_model_without_state_is_refused_when_a_text_is_longer_than_a_call(monk
 
     def stateless(*args, **kwargs):
         output = forward(*args, **kwargs)
-        output.past_key_values = None
+        output.cache = None
         return output
 
     monkeypatch.setattr(model, "forward", stateless)
     assert len(np.concatenate(list(stream_losses(model, [random_ids(10)])))) == 9
-    with pytest.raises(ValueError, match=r"returns no past_key_values.*--window 10"):
+    with pytest.raises(ValueError, match=r"returns no cache.*--window 10"):
         list(stream_losses(model, [random_ids(11)]))
 
 

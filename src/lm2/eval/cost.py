@@ -157,7 +157,7 @@ def _read(model: Any, row: np.ndarray) -> Any:
     if keeps_bounded_state(model):
         return read(model, [[row]]).state
     ids_BT = torch.from_numpy(row).long().to(model.device)[None]
-    return model(input_ids=ids_BT, use_cache=True, logits_to_keep=1).past_key_values
+    return model(input_ids=ids_BT, use_cache=True, logits_to_keep=1).cache
 
 
 def _count_reading(model: Any, row: np.ndarray) -> tuple[int, int]:

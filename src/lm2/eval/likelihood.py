@@ -60,8 +60,8 @@ def _score_by_pieces(model: Any, contexts: Sequence[Pieces], rows: Sequence[np.n
     nothing = np.empty(0, dtype=np.int32)
     for parts in zip_longest(*(regroup([row], size) for row in rows), fillvalue=nothing):
         ids_BT, mask_BT = pad_left(parts, model.device)
-        output = model(ids_BT, attention_mask=mask_BT, past_key_values=state, use_cache=True)
-        state = output.past_key_values
+        output = model(ids_BT, attention_mask=mask_BT, cache=state, use_cache=True)
+        state = output.cache
         for number, part in enumerate(parts):
             if not len(part):
                 continue

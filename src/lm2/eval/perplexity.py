@@ -198,12 +198,11 @@ def stream_losses(model: Any, pieces: Pieces) -> Iterator[NDArray[np.float64]]:
     for ids in regroup(pieces, size):
         if last is not None and state is None:
             raise ValueError(
-                f"a {type(model).__name__} returns no past_key_values to read a long text with; give --window {size} "
-                "or less"
+                f"a {type(model).__name__} returns no cache to read a long text with; give --window {size} or less"
             )
         ids_T = torch.from_numpy(ids.astype(np.int64)).to(model.device)
-        output = model(ids_T[None], past_key_values=state, use_cache=True)
-        state = getattr(output, "past_key_values", None)
+        output = model(ids_T[None], cache=state, use_cache=True)
+        state = getattr(output, "cache", None)
         logits_TV, targets_T = output.logits[0, :-1], ids_T[1:]
         if last is not None:
             logits_TV, targets_T = torch.cat([last, logits_TV]), ids_T

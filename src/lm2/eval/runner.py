@@ -106,7 +106,7 @@ class Reading:
 
     Attributes:
         logits_BV: Of each row's next token, on the model's device.
-        state: What the model passes from call to call as `past_key_values`; each later call changes it.
+        state: What the model passes from call to call as `cache`; each later call changes it.
         num_tokens: Tokens read, row by row.
     """
 
@@ -141,7 +141,7 @@ def keeps_bounded_state(model: Any) -> bool:
     """Whether a model reads any length at constant memory, passing a state of fixed size from call to call.
 
     Models say so in their configuration: `has_memory`, and an `attention_window` that is not None where there is one (a
-    window over the whole text makes an LM2's state grow). Such a model takes `past_key_values` (None at the start) and
+    window over the whole text makes an LM2's state grow). Such a model takes `cache` (None at the start) and
     returns its state there; an `attention_mask` of the call's own tokens marks padding, and a row may be all padding.
     """
     config = model.config
@@ -224,8 +224,8 @@ def read(model: Any, prompts: Sequence[Pieces], state: Any = None) -> Reading:
     for parts in zip_longest(*(regroup(prompt, size) for prompt in prompts), fillvalue=nothing):
         # Padding comes before a row's tokens, so that the last logits of the call are those of its last token.
         ids_BT, mask_BT = pad_left(parts, model.device)
-        output = model(ids_BT, attention_mask=mask_BT, past_key_values=state, use_cache=True, logits_to_keep=1)
-        state = output.past_key_values
+        output = model(ids_BT, attention_mask=mask_BT, cache=state, use_cache=True, logits_to_keep=1)
+        state = output.cache
         for row, part in enumerate(parts):
             num_tokens[row] += len(part)
             if len(part):
@@ -251,7 +251,7 @@ def decode(model: Any, reading: Reading, decoding: Decoding, ending: Ending) -> 
                 is_open[row] = len(new_ids[row]) < decoding.max_new_tokens and not ending.is_reached(new_ids[row])
         if not any(is_open):
             return new_ids
-        logits_BV = model(chosen_B[:, None], past_key_values=reading.state, use_cache=True).logits[:, -1]
+        logits_BV = model(chosen_B[:, None], cache=reading.state, use_cache=True).logits[:, -1]
 
 
 def answer(

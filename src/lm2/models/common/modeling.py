@@ -126,7 +126,7 @@ class MemoryTokenModel(MemoryTokenPreTrainedModel, LM2Model):
             return self.cache_class(self.config) if use_cache else None
         if not isinstance(cache, self.cache_class):
             raise ValueError(
-                f"past_key_values is a {type(cache).__name__}, the cache of another model; "
+                f"cache is a {type(cache).__name__}, the cache of another model; "
                 f"use {self.cache_class.__name__}(model.config)"
             )
         return super()._prepare_cache(cache, use_cache, num_rows)
@@ -183,9 +183,9 @@ class MemoryTokenForCausalLM(MemoryTokenPreTrainedModel, LM2ForCausalLM):
                 f"cache_implementation={generation_config.cache_implementation!r} is not supported: the state is of "
                 f"type {self.cache_class.__name__}, which is small and does not grow; leave cache_implementation out"
             )
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get("cache")
         if cache is None and generation_config.use_cache is not False:
-            cache = model_kwargs["past_key_values"] = self.cache_class(self.config)
+            cache = model_kwargs["cache"] = self.cache_class(self.config)
         if cache is not None and generation_config.prefill_chunk_size is None:
             generation_config.prefill_chunk_size = PREFILL_SEGMENTS * self.config.segment_length
 

@@ -95,8 +95,8 @@ class LM2Cache(Cache):
 
     ```python
     cache = LM2Cache(model.config)
-    model(first_part, past_key_values=cache, use_cache=True)
-    model(second_part, past_key_values=cache, use_cache=True)  # as if both parts had come in one call
+    model(first_part, cache=cache, use_cache=True)
+    model(second_part, cache=cache, use_cache=True)  # as if both parts had come in one call
     ```
 
     Args:

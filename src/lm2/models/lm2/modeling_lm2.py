@@ -26,6 +26,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
 )
+from transformers.utils.deprecation import deprecate_kwarg
 
 from .attention_lm2 import plan_attention
 from .block_lm2 import CallPlan, LM2DecoderLayer
@@ -116,12 +117,14 @@ class LM2Model(LM2PreTrainedModel, LlamaModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    # As Llama's own forward does; without it, `**kwargs` would take a state under its old name and drop it.
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: LM2Cache | None = None,
+        cache: LM2Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         segment_reset: Tensor | None = None,
@@ -135,13 +138,13 @@ class LM2Model(LM2PreTrainedModel, LlamaModel):
             input_ids: int64 [B, T]; or `inputs_embeds`, [B, T, D].
             attention_mask: [B, T], or [B, columns seen + T] as generate() passes it; 0 at padding, on either side.
             position_ids: [B or 1, T]. Read for one thing: where positions start over, a new document begins.
-            past_key_values: state of the rows so far; changed only if the call succeeds.
+            cache: state of the rows so far; changed only if the call succeeds.
             use_cache: whether to return the state; None is `config.use_cache`, and no in training.
             segment_reset: bool [B, T], True at tokens that begin a new document, which sees nothing of the one before.
             output_hidden_states: return the inputs of all blocks and the final state, each [B, T, D].
 
         Returns:
-            `last_hidden_state` [B, T, D] (finite but meaningless at padding), `past_key_values`, `hidden_states`.
+            `last_hidden_state` [B, T, D] (finite but meaningless at padding), `cache`, `hidden_states`.
 
         Raises:
             ValueError: inputs that contradict one another, the vocabulary or the cache; names the argument.
@@ -154,7 +157,7 @@ class LM2Model(LM2PreTrainedModel, LlamaModel):
                 input_ids,
                 attention_mask,
                 position_ids,
-                past_key_values,
+                cache,
                 inputs_embeds,
                 use_cache=use_cache,
                 output_hidden_states=output_hidden_states,
@@ -166,7 +169,7 @@ class LM2Model(LM2PreTrainedModel, LlamaModel):
                 "no map of T x T tokens; use output_hidden_states, or memory_layers=0"
             )
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = self._prepare_cache(past_key_values, use_cache, hidden.shape[0])
+        cache = self._prepare_cache(cache, use_cache, hidden.shape[0])
         num_seen = torch.zeros(hidden.shape[0], dtype=torch.long)
         if cache is not None and cache.is_initialized:
             num_seen = cache.num_document_tokens
@@ -190,7 +193,7 @@ class LM2Model(LM2PreTrainedModel, LlamaModel):
             cache.commit(states, bank, hidden.shape[1], num_tokens, count_seen(num_seen, hidden.shape[1], valid, start))
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,
-            past_key_values=cache,
+            cache=cache,
             hidden_states=None if recorded is None else (*recorded, hidden),
         )
 
@@ -308,12 +311,12 @@ class LM2Model(LM2PreTrainedModel, LlamaModel):
             return LM2Cache(self.config) if use_cache else None
         if not isinstance(cache, LM2Cache):
             raise ValueError(
-                f"past_key_values is a {type(cache).__name__}, the cache of another model; use LM2Cache(model.config)"
+                f"cache is a {type(cache).__name__}, the cache of another model; use LM2Cache(model.config)"
             )
         if is_checkpointing:
-            raise ValueError("past_key_values with gradient checkpointing: a replayed block would read the new state")
+            raise ValueError("cache with gradient checkpointing: a replayed block would read the new state")
         if not use_cache:
-            raise ValueError("past_key_values with use_cache=False; the state goes on in the cache, so leave one out")
+            raise ValueError("cache with use_cache=False; the state goes on in the cache, so leave one out")
         if cache.config is not self.config:
             cache.check_config(self.config)
         if cache.is_initialized and cache.batch_size != num_rows:
@@ -406,9 +409,9 @@ class LM2ForCausalLM(LM2PreTrainedModel, LlamaForCausalLM):
                 f"cache_implementation={generation_config.cache_implementation!r} is not supported: the state of an "
                 "LM2 is an LM2Cache, which is small and does not grow; leave cache_implementation out"
             )
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get("cache")
         if cache is None and generation_config.use_cache is not False:
-            cache = model_kwargs["past_key_values"] = LM2Cache(self.config)
+            cache = model_kwargs["cache"] = LM2Cache(self.config)
         if cache is not None and generation_config.prefill_chunk_size is None:
             generation_config.prefill_chunk_size = PREFILL_SEGMENTS * self.config.segment_length
         return None
