@@ -47,10 +47,12 @@ def losses(trainer: Trainer) -> list[float]:
 
 @subjects(only=("default", "attend", "paper", "rmt", "armt"))
 def test_trainer_with_accumulation_checkpointing_and_resume(subject, tmp_path):
-    uninterrupted = train(subject.make(), tmp_path / "whole", gradient_checkpointing=True)
+    uninterrupted = train(subject.make(), tmp_path / "whole", activation_checkpointing=True)
     assert len(losses(uninterrupted)) == 6
     assert losses(uninterrupted)[-1] < losses(uninterrupted)[0]
-    resumed = train(subject.make(), tmp_path / "more", tmp_path / "whole" / "checkpoint-3", gradient_checkpointing=True)
+    resumed = train(
+        subject.make(), tmp_path / "more", tmp_path / "whole" / "checkpoint-3", activation_checkpointing=True
+    )
     assert losses(resumed) == losses(uninterrupted)
     expected = uninterrupted.model.state_dict()
     assert all(torch.equal(weight, expected[name]) for name, weight in resumed.model.state_dict().items())

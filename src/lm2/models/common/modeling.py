@@ -168,7 +168,7 @@ class MemoryTokenForCausalLM(MemoryTokenPreTrainedModel, LM2ForCausalLM):
         inherited = llama.config.to_dict()
         for name in ("model_type", "architectures", "auto_map"):
             inherited.pop(name, None)
-        embedding_std = float(llama.get_input_embeddings().weight.float().std())
+        embedding_std = float(llama.get_input_embeddings().weight.detach().float().std())
         config = cls.config_class(**inherited, **{"memory_init_std": embedding_std, **memory_fields})
         # Not `.to(dtype)`, which would round the rotary frequencies as well.
         attention = llama.config._attn_implementation
