@@ -8,6 +8,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter
 
 from lm2.data.lengths import context_tokens
@@ -152,7 +153,14 @@ def draw_cost(points: Mapping[str, Sequence[tuple[str, float, float]]]) -> Figur
             )
             length, operations, share = row[-1]
             axes.annotate(
-                length, (operations, 100 * share), (4, 4), textcoords="offset points", color=colour, fontsize=8
+                length,
+                (operations, 100 * share),
+                (4, 4),
+                textcoords="offset points",
+                color=colour,
+                fontsize=8,
+                # Other models' lines and points may lie below it.
+                path_effects=[withStroke(linewidth=2, foreground="white")],
             )
         axes.set_xscale("log")
         # Else powers of ten are written as formulas, which are off for the sake of models' names.
