@@ -116,7 +116,7 @@ def test_the_leader_is_compared_over_seeds_and_for_each(job: tuple[Path, Any]) -
     folder, _ = job
     report = json.loads((folder / "report.json").read_text("utf-8"))
     sides = [(row["model"], row["baseline"], row["lengths"], row["num_runs"]) for row in report["comparisons"]]
-    spans = sorted({row["lengths"] for row in report["comparisons"]}, reverse=True)
+    spans = ["within training lengths", "beyond", "all"]
     pairs = [("toy", rival, 2) for rival in ("rival", "rival-rag")]
     pairs += [(f"toy-seed{seed}", f"{rival}-seed{seed}", 1) for seed in (3, 5) for rival in ("rival", "rival-rag")]
     assert sides == [(own, other, span, runs) for own, other, runs in pairs for span in spans]
@@ -140,26 +140,66 @@ def test_rivals_read_the_same(job: tuple[Path, Any]) -> None:
     assert log_of(folder / "toy-seed3", "train")[0]["loss"] != log_of(folder / "toy-seed5", "train")[0]["loss"]
 
 
-def test_with_stages_of_its_own_a_rival_does_not_wait_for_the_leader(tmp_path: Path) -> None:
-    """Each ends its first stage at its own accuracy, and the folder is not for the other kind of job."""
+@pytest.fixture(scope="module")
+def own_stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job of as many tokens for each, in stages of their own; the rival is asked less than the leader."""
+    folder = tmp_path_factory.mktemp("own")
     own, other = rivals()
-    done = run(tmp_path, [own, other], "--own-stages", "--set", "curriculum.0.until.accuracy=0.2")
+    fewer = replace(other.evaluation, lengths=("0k",), samples=4)
+    options = ("--own-stages", "--set", "schedule={name: wsd, total_tokens: 3000, decay_tokens: 1000}")
+    recipes = [own, replace(other, evaluation=fewer)]
+    # Accuracies differ, so one model may leave the first stage while the other stays.
+    done = run(folder, recipes, *options, "--set", "curriculum.0.until.accuracy=0.2")
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "job"
-    for recipe in (own, other):
-        name = f"{recipe.name}-seed{recipe.seed}"
-        kept = load_recipe(folder / "recipes" / f"{name}.yaml").curriculum[0].until
-        assert kept is not None
-        assert kept.accuracy == 0.2
-        seen = {row["step"]: row["accuracy"] for row in log_of(folder / name, "validation")}
-        [end] = [row["step"] for row in log_of(folder / name, "event") if row["event"] == "stage"]
-        assert end == next((step for step in (2, 3) if seen[step] >= 0.2), 4)
-    report = json.loads((folder / "report.json").read_text("utf-8"))
-    assert "--own-stages" in report["command"]
-    assert "when it was ready itself" in (folder / "report.md").read_text("utf-8")
-    again = run(tmp_path, [own, other], "--set", "curriculum.0.until.accuracy=0.2")
+    again = run(folder, recipes, *options[1:], "--set", "curriculum.0.until.accuracy=0.2")
     assert again.returncode == 2
     assert "--own-stages: True != False" in again.stderr
+    return folder / "job"
+
+
+def test_with_stages_of_its_own_a_rival_does_not_wait_for_the_leader(own_stages: Path) -> None:
+    """Each ends its first stage at its own accuracy, and the folder is not for the other kind of job."""
+    for name in ("toy-seed3", "rival-seed3"):
+        kept = load_recipe(own_stages / "recipes" / f"{name}.yaml").curriculum[0].until
+        assert kept is not None
+        assert kept.accuracy == 0.2
+        seen = {row["step"]: row["accuracy"] for row in log_of(own_stages / name, "validation")}
+        [end] = [row["step"] for row in log_of(own_stages / name, "event") if row["event"] == "stage"]
+        assert end == next((step for step in (2, 3) if seen[step] >= 0.2), 4)
+    report = json.loads((own_stages / "report.json").read_text("utf-8"))
+    assert "--own-stages" in report["command"]
+    assert "when it was ready itself" in (own_stages / "report.md").read_text("utf-8")
+
+
+def test_a_schedule_of_tokens_makes_all_read_as_much(own_stages: Path) -> None:
+    """To within the last step, before which no model has read enough; the rate follows what was read."""
+    report = json.loads((own_stages / "report.json").read_text("utf-8"))
+    assert "as many tokens" in (own_stages / "report.md").read_text("utf-8")
+    for name in ("toy-seed3", "rival-seed3"):
+        *before, last = log_of(own_stages / name, "train")
+        assert before[-1]["tokens"] < 3000 <= last["tokens"] == report["runs"][name]["tokens"]
+        rates = [row["learning_rate"] / 3e-3 for row in (*before, last)]
+        read = [0, *(row["tokens"] for row in before)]
+        assert rates == pytest.approx([min(1.0, (3000 - count) / 1000) for count in read])
+
+
+def test_a_rival_may_be_asked_less(own_stages: Path) -> None:
+    """It is compared on what both were asked, and its table says where it was not asked."""
+    report = json.loads((own_stages / "report.json").read_text("utf-8"))
+    asked = {
+        model: {(cell["task"], cell["length"]): cell["n"] for cell in report["accuracy"][model]}
+        for model in report["accuracy"]
+    }
+    assert asked["rival"] == {("qa1", "0k"): 4, ("qa4", "0k"): 4}
+    assert asked["toy"] == {(task, length): 6 for task in ("qa1", "qa4") for length in ("0k", "1k")}
+    assert {(row["lengths"], row["n"]) for row in report["comparisons"]} == {("within training lengths", 8)}
+    assert [row["length"] for row in report["costs"]["rival"]["reading"]] == ["0k"]
+    means = {(row["model"], row["length"]): row["mean"]["value"] for row in report["means"]}
+    shares = [cell["seeds"][0] for cell in report["accuracy"]["toy"]]
+    assert means["toy", "all"] == pytest.approx(sum(shares) / 4)
+    assert ("rival", "1k") not in means
+    lines = (own_stages / "report.md").read_text("utf-8").splitlines()
+    assert any(re.fullmatch(r"\| rival \| qa1 \| [\d.]+ \| - \|", line) for line in lines)
 
 
 def test_costs_are_those_of_what_was_read(job: tuple[Path, Any]) -> None:
@@ -339,6 +379,7 @@ def test_what_is_refused_before_work(tmp_path: Path) -> None:
     larger = replace(other, model=replace(other.model, config={**other.model.config, "intermediate_size": 400}))
     longer = replace(other, schedule=replace(other.schedule, total_steps=9))
     far = replace(own.evaluation, lengths=("0k", "1M"))
+    more = replace(other.evaluation, samples_at={"1k": 7})
     short = replace(other, model=replace(other.model, config={**other.model.config, "max_position_embeddings": 600}))
     for recipes, options, message in (
         ([own, larger], (), "differ by more than 3% in parameters"),
@@ -347,6 +388,7 @@ def test_what_is_refused_before_work(tmp_path: Path) -> None:
         ([own, other], ("--seed", "1", "--set", "seed=2"), "not both"),
         ([own, own], (), "each needs a name of its own"),
         ([replace(own, evaluation=far), replace(other, evaluation=far)], (), "are wanted of it"),
+        ([own, replace(other, evaluation=more)], (), "evaluation of rival has 7 samples at 1k, but that of toy, which"),
         ([own, other], ("--scale", "laptop"), "--scale or --recipe, not both"),
         ([own, other], ("--models", "all"), "--models or --recipe, not both"),
         ([own], ("--rag",), "--rag has no effect without a model that has no memory"),

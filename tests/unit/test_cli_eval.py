@@ -230,6 +230,16 @@ def test_a_run_goes_on_with_more_cells_and_samples(folders, tmp_path):
     assert "has 7 rows" in message
 
 
+def test_lengths_with_samples_of_their_own(folders, tmp_path):
+    cells = ("--tasks", 1, "--lengths", "1k,0k", "--max-new-tokens", 2, "--samples")
+    files = run(folders["lm2"], tmp_path / "out", *cells, "2,3")
+    assert {name: len(rows) for name, rows in files.items()} == {"qa1_1k.jsonl": 2, "qa1_0k.jsonl": 3}
+    # A number for all is the same as its repetition.
+    assert run(folders["lm2"], tmp_path / "out", *cells, 3, "--resume") == run(
+        folders["lm2"], tmp_path / "alike", *cells, "3,3"
+    )
+
+
 def test_a_killed_run_goes_on(folders, tmp_path):
     cells = ("--tasks", "1", "--lengths", "0k", "--samples", "60", "--batch-size", "1", "--max-new-tokens", "3")
     out = tmp_path / "out"
@@ -312,7 +322,9 @@ def test_bad_input_is_refused_before_any_work(folders, dataset, tmp_path):
         ((other,), "token id 2047, but the model's vocab_size is 100"),
         ((model, "--tasks", "21"), "tasks are 1 to 20"),
         ((model, "--lengths", "5"), "length is '5'"),
-        ((model, "--samples", 0), "--samples is 0"),
+        ((model, "--samples", 0), "--samples is '0', but must be a number from 1 on, or one for each of the 2 lengths"),
+        ((model, "--samples", "3,2,1"), "--samples is '3,2,1', but must be"),
+        ((model, "--samples", "3,x"), "--samples is '3,x', but must be"),
         ((model, "--batch-size", 0), "--batch-size is 0"),
         ((model, "--max-new-tokens", 0), "--max-new-tokens is 0"),
         ((model, "--truncate", 0), "--truncate is 0"),

@@ -59,9 +59,16 @@ def test_the_last_stage_ends_with_the_schedule() -> None:
     stages, schedule = _stages(StageEnd(steps=2)), ScheduleRecipe("cosine", total_steps=5)
     progress = first_progress()
     steps = 0
-    while not is_finished(schedule, progress):
+    while not is_finished(schedule, progress, tokens=10**9):
         progress, steps = advance(stages, progress, 1.0), steps + 1
     assert (steps, progress) == (5, Progress(1, 3, 5))
+
+
+def test_a_schedule_of_tokens_ends_when_they_are_read() -> None:
+    schedule = ScheduleRecipe("wsd", total_tokens=1000, decay_tokens=200)
+    assert not is_finished(schedule, Progress(1, 3, 10**6), tokens=999)
+    assert is_finished(schedule, Progress(1, 3, 5), tokens=1000)
+    assert is_finished(schedule, Progress(1, 3, 5), tokens=1024)
 
 
 _ends = st.builds(StageEnd, steps=st.integers(1, 6)) | st.builds(

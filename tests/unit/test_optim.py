@@ -227,7 +227,7 @@ def test_any_model_with_transformers_signature_will_do() -> None:
 
 def test_cosine() -> None:
     schedule = ScheduleRecipe("cosine", total_steps=12, warmup_steps=4, final_fraction=0.2)
-    rates = [learning_rate_at(schedule, step) for step in range(13)]
+    rates = [learning_rate_at(schedule, step, tokens=0) for step in range(13)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert rates[8] == pytest.approx(0.6)
     assert rates[12] == pytest.approx(0.2)
@@ -236,8 +236,16 @@ def test_cosine() -> None:
 
 def test_wsd() -> None:
     schedule = ScheduleRecipe("wsd", total_steps=10, warmup_steps=2, decay_steps=4, final_fraction=0.5)
-    rates = [learning_rate_at(schedule, step) for step in range(11)]
+    rates = [learning_rate_at(schedule, step, tokens=0) for step in range(11)]
     assert rates == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5]
+
+
+def test_wsd_over_tokens() -> None:
+    schedule = ScheduleRecipe("wsd", total_tokens=1000, warmup_steps=2, decay_tokens=400, final_fraction=0.5)
+    # Batches differ in length; where the rate is depends on what was read, but for the warm-up.
+    places = [(0, 0), (1, 130), (2, 150), (3, 600), (4, 800), (5, 900), (6, 999)]
+    rates = [learning_rate_at(schedule, step, tokens) for step, tokens in places]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.75, 0.625, 0.50125])
 
 
 @settings(deadline=None)
@@ -253,8 +261,10 @@ def test_rates_rise_in_warm_up_and_never_after(
 ) -> None:
     total = warmup + middle + decay
     name = data.draw(st.sampled_from(["cosine", "wsd"]))
-    schedule = ScheduleRecipe(name, total, warmup, final, decay if name == "wsd" else None)
-    rates = [learning_rate_at(schedule, step) for step in range(total)]
+    schedule = ScheduleRecipe(
+        name, total, warmup_steps=warmup, final_fraction=final, decay_steps=decay if name == "wsd" else None
+    )
+    rates = [learning_rate_at(schedule, step, tokens=0) for step in range(total)]
     assert all(0 < rate <= 1 for rate in rates)
     assert rates[:warmup] == sorted(rates[:warmup])
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)

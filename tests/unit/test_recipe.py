@@ -219,6 +219,15 @@ def test_other_things_that_are_refused(tmp_path: Path) -> None:
         ("schedule.final_fraction=1.5", "schedule.final_fraction is 1.5, but must be from 0.0 to 1.0"),
         ("schedule.warmup_steps=21", "schedule.total_steps is 20, but must be at least the steps of warm-up and decay"),
         ("schedule.total_steps=7", "schedule.total_steps is 7, but must be more than the stages before the last"),
+        (
+            "schedule={name: wsd, total_tokens: 6528, decay_tokens: 100}",
+            "schedule.total_tokens is 6528, but must be more than the stages before the last can take, which is 6528",
+        ),
+        (
+            "schedule={name: wsd, total_tokens: 10000, decay_tokens: 10001}",
+            "schedule.total_tokens is 10000, but must be at least the tokens of the decay",
+        ),
+        ("schedule={name: wsd, total_tokens: 10000, decay_tokens: 0}", "schedule.decay_tokens is 0, but must be at"),
         ("curriculum.2.tasks={21: 1.0}", "curriculum.2.tasks has 21, but tasks are 1 to 20"),
         ("curriculum.2.tasks={1: 0}", "curriculum.2.tasks.1 is 0.0, but must be more than 0"),
         ("curriculum.2.tasks={}", "curriculum.2.tasks is empty"),
@@ -238,6 +247,8 @@ def test_other_things_that_are_refused(tmp_path: Path) -> None:
         # Missing together with others.
         ("optimizer.name=muon", "optimizer.momentum is None, but must be from 0 to less than 1 with muon"),
         ("schedule.name=wsd", "schedule.decay_steps is missing: wsd needs it"),
+        ("schedule={name: wsd, total_tokens: 10000}", "schedule.decay_tokens is missing: wsd needs it"),
+        ("schedule={name: wsd}", "schedule.total_steps is None and total_tokens None, but a run ends by exactly one"),
         ("train.loss.on=weighted", "train.loss.answer_weight is None and on 'weighted'"),
         ("train.validate_every_steps=null", "curriculum.1.until.accuracy needs validation"),
         ("curriculum.1.until=null", "curriculum.1.until is missing"),
@@ -250,6 +261,19 @@ def test_other_things_that_are_refused(tmp_path: Path) -> None:
         # Without effect together with others.
         ("optimizer.momentum=0.9", "optimizer.momentum is 0.9, but has no effect with adamw"),
         ("schedule.decay_steps=3", "schedule.decay_steps is 3, but has no effect with cosine"),
+        ("schedule.total_tokens=10000", "schedule.total_steps is 20 and total_tokens 10000, but a run ends by exactly"),
+        ("schedule={name: cosine, total_tokens: 10000}", "schedule.total_tokens is 10000, but cosine counts steps"),
+        (
+            "schedule={name: wsd, total_tokens: 10000, decay_steps: 3}",
+            "schedule.decay_steps is 3, but has no effect with total_tokens",
+        ),
+        (
+            "schedule={name: wsd, total_steps: 20, decay_tokens: 3}",
+            "schedule.decay_tokens is 3, but has no effect with total_steps",
+        ),
+        ("evaluation.samples_at={4k: 3}", "evaluation.samples_at has 4k, but lengths has 0k, 1k only"),
+        ("evaluation.samples_at={1k: 0}", "evaluation.samples_at.1k is 0, but must be at least 1"),
+        ("evaluation={tasks: [1], lengths: [0k], allow_repeats: true}", "evaluation.allow_repeats has no effect at 0k"),
         ("train.loss.answer_weight=2", "train.loss.answer_weight is 2.0 and on 'answers'"),
         ("train.processes=2", "train.processes is 2, but must be 1 with parallel 'single'"),
         ("optimizer.adamw_learning_rate=1e-3", "optimizer.adamw_learning_rate is 0.001, but has no effect with adamw"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from lm2.eval.babilong import TASK_GROUPS, Scores, average, score_cells, wilson_interval
-from lm2.eval.compare import compare, compare_over_seeds
+from lm2.eval.compare import compare, compare_over_seeds, mean_over_seeds
 from lm2.eval.metrics import METRICS
 from lm2.eval.predictions import Prediction, check_against_dataset, read_predictions
 from lm2.eval.scores_json import read_scores, write_scores
@@ -224,6 +224,24 @@ def test_a_comparison_over_seeds_against_resampling_row_by_row():
     assert (found.ratio.low, found.ratio.high) == pytest.approx(interval, abs=0.006)
     assert (found.model, found.num_runs, found.baseline, found.num_baseline_runs) == ("ours", 2, "theirs", 3)
     assert (found.n, found.names) == (85, ("ours, 2 seeds", "theirs, 3 seeds"))
+
+
+def test_a_mean_over_seeds_against_resampling_row_by_row():
+    """Two seeds: a sample is drawn with both answers, and every cell counts the same, however many samples it has."""
+    rng = np.random.default_rng(5)
+    cells = {task: rng.random((n, 1)) + 0.3 * rng.random((n, 2)) < 0.8 for task, n in (("qa1", 60), ("qa2", 25))}
+    runs: list[list[Prediction]] = [[], []]
+    for task, right in cells.items():
+        for run, rows in zip(runs, seed_rows(right, task=task), strict=True):
+            run += rows
+    found = mean_over_seeds(runs, "exact", resamples=40_000, seed=1)
+    assert found.value == pytest.approx(np.mean([right.mean() for right in cells.values()]))
+    shares = [right.mean(axis=1) for right in cells.values()]
+    draws = np.mean([share[rng.integers(len(share), size=(40_000, len(share)))].mean(axis=1) for share in shares], 0)
+    assert (found.low, found.high) == pytest.approx(np.quantile(draws, (0.025, 0.975)), abs=0.004)
+    other = [[replace(row, question="Who?") for row in runs[1]]]
+    with pytest.raises(ValueError, match="the question is"):
+        mean_over_seeds(runs[:1] + other, "exact")
 
 
 def test_a_comparison_over_one_seed_is_a_comparison():

@@ -42,7 +42,11 @@ def babilong(
     tasks: Annotated[str, typer.Option("--tasks", help="Tasks, such as 1-5 or 1,3,7-9.")] = "1-5",
     lengths: Annotated[str, typer.Option("--lengths", help="Lengths, such as 0k,4k,1M; 0k is facts only.")] = "0k,1k",
     samples: Annotated[
-        int | None, typer.Option("--samples", help="Samples per task and length; else 100, or all of a dataset.")
+        str | None,
+        typer.Option(
+            "--samples",
+            help="Samples per task and length: one number, or one for each length; else 100, or all of a dataset.",
+        ),
     ] = None,
     background: Annotated[
         str | None, typer.Option("--background", help="'builtin' (default), 'pg19', or a folder of .txt books.")
@@ -105,7 +109,7 @@ def babilong(
     another one refuses prompts beyond its positions, unless --truncate is given.
     """
     task_numbers, parts = parse_tasks(tasks), _prompt_parts(prompt, instruction, examples, post_prompt, chat_template)
-    _check_numbers(samples=samples, max_new_tokens=max_new_tokens, batch_size=batch_size, truncate=truncate)
+    _check_numbers(max_new_tokens=max_new_tokens, batch_size=batch_size, truncate=truncate)
     _check_numbers(rag_top_k=rag_top_k)
     if dataset is not None:
         _refuse_made_options(facts=facts, background=background, seed=seed, allow_repeats=allow_repeats or None)
@@ -121,6 +125,7 @@ def babilong(
     from lm2.eval.runner import Decoding, max_prompt_tokens
 
     length_names = parse_lengths(lengths)
+    samples_at = _parse_samples(samples, length_names)
     _check_out(out, resume, overwrite)
     loaded = load_model(model, device, dtype, tokenizer)
     record = read_record(model)
@@ -151,7 +156,9 @@ def babilong(
     if resume:
         _check_same_run(out, settings)
     cells = [
-        _plan_cell(out, questions, task, length, samples, resume) for length in length_names for task in task_numbers
+        _plan_cell(out, questions, task, length, number, resume)
+        for length, number in samples_at.items()
+        for task in task_numbers
     ]
     found = (
         [questions.measure(cell.task, cell.length, cell.num_samples) for cell in cells]
@@ -197,6 +204,20 @@ def _prompt_parts(prompt: str, *flags: bool | None) -> "PromptParts | None":
         flag = next(iter(given)).replace("_", "-")
         raise ValueError(f"--{flag} has no effect with --prompt plain; give --prompt official, or leave it out")
     return None
+
+
+def _parse_samples(text: str | None, lengths: tuple[str, ...]) -> dict[str, int | None]:
+    """How many samples are asked at each length; None for as many as there are."""
+    if text is None:
+        return dict.fromkeys(lengths)
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) not in (1, len(lengths)):
+        raise ValueError(
+            f"--samples is {text!r}, but must be a number from 1 on, or one for each of the {len(lengths)} lengths, "
+            "such as 100,100,20"
+        )
+    numbers = [int(part) for part in parts]
+    return dict(zip(lengths, numbers * (len(lengths) // len(numbers)), strict=True))
 
 
 def _check_numbers(**numbers: int | None) -> None:

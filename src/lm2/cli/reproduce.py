@@ -74,7 +74,7 @@ def reproduce(
 
     Started again with the same options, it goes on where it was. The leader (first recipe) decides at which steps the
     stages end; the others change stages at the same steps, so that all read the same tokens. With --own-stages each
-    changes them when it has learned them itself, in as many steps, but not of the same tokens.
+    changes them when it has learned them itself: in as many steps, or as many tokens, whichever the recipes count.
     """
     from lm2.cli.jobs import available_cores, hold_folder, run_jobs
     from lm2.cli.reproduce_checks import check_job
@@ -191,7 +191,10 @@ def _read_all(paths: list[Path], rag: bool, changes: list[str], seeds: list[int]
         readers = [entry for entry in trained if entry.recipe.model.architecture == "llama"]
         if rag and not readers:
             raise ValueError("--rag has no effect without a model that has no memory; name a llama, too")
-        by_seed[seed] = [*trained, *(Entry(entry.recipe, retrieves=True) for entry in readers if rag)]
+        # What is retrieved is short at any length, so all that the leader is asked can be asked.
+        asked = trained[0].recipe.evaluation
+        retrieving = [Entry(replace(entry.recipe, evaluation=asked), retrieves=True) for entry in readers if rag]
+        by_seed[seed] = [*trained, *retrieving]
     return by_seed
 
 
@@ -242,7 +245,7 @@ def _training(folder: Path, leader: Entry, entry: Entry) -> "Job":
     """Of an entry, with stages that end where the leader's do; it may lead itself."""
     from lm2.cli.jobs import Job
     from lm2.cli.provenance import record_path
-    from lm2.cli.run_logs import last_step, stage_steps
+    from lm2.cli.run_logs import last_step_and_tokens, stage_steps
 
     run, rival = folder / entry.run_name, entry.recipe
     num_ends = len(leader.recipe.curriculum) - 1
@@ -269,7 +272,7 @@ def _training(folder: Path, leader: Entry, entry: Entry) -> "Job":
         folder / "logs" / f"train-{run.name}.log",
         is_done=lambda: record_path(entry.model(folder)).exists(),
         is_ready=lambda: entry is leader or len(stage_steps(folder / leader.run_name)) == num_ends,
-        progress=lambda: last_step(run) / rival.schedule.total_steps,
+        progress=lambda: min(1.0, rival.schedule.done(*last_step_and_tokens(run)) / rival.schedule.total),
     )
 
 
@@ -295,7 +298,7 @@ def _evaluation(folder: Path, entry: Entry) -> "Job":
         options = {
             "--tasks": ",".join(map(str, asked.tasks)),
             "--lengths": ",".join(asked.lengths),
-            "--samples": asked.samples,
+            "--samples": ",".join(str(asked.num_samples(length)) for length in asked.lengths),
             "--batch-size": asked.batch_size,
             "--facts": data.facts,
             "--name": entry.run_name,
@@ -306,11 +309,11 @@ def _evaluation(folder: Path, entry: Entry) -> "Job":
         if entry.retrieves:
             options["--rag"] = "bm25"
         words = [str(word) for option in options.items() for word in option]
-        flags = ["--allow-repeats"] if data.allow_repeats and lengths else []
+        flags = ["--allow-repeats"] if asked.allow_repeats else []
         flags += ["--resume"] if (out / "run.json").exists() else []
         return [sys.executable, "-m", "lm2.cli.main", "eval", "babilong", str(entry.model(folder)), *words, *flags]
 
-    total = len(asked.tasks) * len(asked.lengths) * asked.samples
+    total = len(asked.tasks) * sum(map(asked.num_samples, asked.lengths))
     return Job(
         f"evaluate {entry.run_name}",
         command,

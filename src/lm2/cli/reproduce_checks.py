@@ -6,8 +6,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lm2.train.config import Recipe
 
-# What rivals must share for their results to be comparable.
-_SHARED = ("data", "curriculum", "schedule", "train.batch_size", "train.loss", "evaluation")
+# What rivals must share for their results to be comparable. Of the evaluation's lengths and samples a rival may have
+# fewer than the leader.
+_SHARED = (
+    "data",
+    "curriculum",
+    "schedule",
+    "train.batch_size",
+    "train.loss",
+    "evaluation.tasks",
+    "evaluation.allow_repeats",
+)
 _MOST_DIFFERENCE = 0.03
 
 
@@ -39,6 +48,18 @@ def _check_equal(rivals: "list[Recipe]") -> None:
             raise ValueError(
                 f"recipes {leader.name} and {other.name} differ in {'; '.join(different)}. Rivals must read the same "
                 "samples and be asked the same; make them equal"
+            )
+        _check_asked(leader, other)
+
+
+def _check_asked(leader: "Recipe", other: "Recipe") -> None:
+    """What a rival is asked must be part of what the leader is asked."""
+    for length in other.evaluation.lengths:
+        of_leader = leader.evaluation.num_samples(length) if length in leader.evaluation.lengths else 0
+        if (number := other.evaluation.num_samples(length)) > of_leader:
+            raise ValueError(
+                f"evaluation of {other.name} has {number} samples at {length}, but that of {leader.name}, which leads, "
+                f"{of_leader}; a rival may be asked less, not more"
             )
 
 
@@ -83,11 +104,11 @@ def _check_data(leader: "Recipe") -> None:
         facts=data.facts,
         background=data.background if has_background else None,
         seed=None,
-        allow_repeats=data.allow_repeats and has_background,
+        allow_repeats=asked.allow_repeats,
     )
     for length in asked.lengths:
         for task in asked.tasks:
-            questions.check(task, length, asked.samples)
+            questions.check(task, length, asked.num_samples(length))
 
 
 def _check_models(rivals: "list[Recipe]") -> None:

@@ -1,7 +1,7 @@
 """What the models of `lm2 reproduce` cost to train and to ask: measured by a job of its own, told in the report."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
@@ -90,6 +90,11 @@ def cost_blocks(costs: Mapping[str, Any], pictures: Mapping[str, str]) -> "list[
     from lm2.eval.report import Heading, Picture, Table, Text
 
     lengths = [row["length"] for row in next(iter(costs.values()))["reading"]]
+    reading = {name: {row["length"]: row for row in cost["reading"]} for name, cost in costs.items()}
+
+    def cells(name: str, lengths: Sequence[str], show: Callable[[Any], str]) -> list[str]:
+        return [show(reading[name][length]) if length in reading[name] else "-" for length in lengths]
+
     return [
         Heading("Cost"),
         Text(
@@ -100,7 +105,7 @@ def cost_blocks(costs: Mapping[str, Any], pictures: Mapping[str, str]) -> "list[
         Table(
             ["model", "training, operations", *(f"reading {length}" for length in lengths)],
             [
-                [name, _short(cost["training_flops"]), *(_short(row["flops"]) for row in cost["reading"])]
+                [name, _short(cost["training_flops"]), *cells(name, lengths, lambda row: _short(row["flops"]))]
                 for name, cost in costs.items()
             ],
         ),
@@ -113,14 +118,10 @@ def cost_blocks(costs: Mapping[str, Any], pictures: Mapping[str, str]) -> "list[
             [
                 [
                     name,
-                    *(f"{row['time_ratio']:.2f}" for row in cost["reading"]),
-                    *(
-                        f"{row['state_bytes'] / 1000:,.0f}"
-                        for row in cost["reading"]
-                        if row["length"] in _ends(lengths)
-                    ),
+                    *cells(name, lengths, lambda row: f"{row['time_ratio']:.2f}"),
+                    *cells(name, _ends(lengths), lambda row: f"{row['state_bytes'] / 1000:,.0f}"),
                 ]
-                for name, cost in costs.items()
+                for name in costs
             ],
         ),
         Picture("cost.png", pictures["cost.png"]),

@@ -7,11 +7,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from lm2.cli.reproduce_compare import (
+    METRIC,
+    Compared,
+    MeanAccuracy,
+    compare_all,
+    compared_blocks,
+    mean_accuracies,
+    read_rows,
+)
 from lm2.cli.reproduce_cost import cost_blocks, cost_facts, longest_in_training
 from lm2.cli.reproduce_entries import BySeed
 
 if TYPE_CHECKING:
-    from lm2.eval.babilong import Comparison
     from lm2.eval.grids import Grid, GridCell
     from lm2.eval.report import Block
     from lm2.eval.report_figures import Curve
@@ -19,7 +27,6 @@ if TYPE_CHECKING:
 
     Repeated = dict[str, list[Grid]]
 
-_METRIC = "exact"
 _MIB = 2**20
 
 
@@ -46,14 +53,16 @@ def write_report(folder: Path, by_seed: BySeed, command: str, own_stages: bool) 
     }
     costs = cost_facts(folder, by_seed, facts)
     _check_same_stream(by_seed, facts, own_stages)
-    comparisons = _compare(folder, by_seed, longest)
+    rows = read_rows(folder, by_seed)
+    means, comparisons = mean_accuracies(rows, by_seed), compare_all(rows, by_seed, longest)
     report: dict[str, Any] = {
         "kind": "lm2-report",
-        "version": 1,
+        "version": 2,
         "command": command,
         "own_stages": own_stages,
+        "counted_in": entries[0].recipe.schedule.unit,
         "longest_in_training_tokens": longest,
-        "metric": _METRIC,
+        "metric": METRIC,
         "accuracy": {
             model: [
                 _cell(task, length, [grid.cells[task, length] for grid in repetitions])
@@ -61,13 +70,14 @@ def write_report(folder: Path, by_seed: BySeed, command: str, own_stages: bool) 
             ]
             for model, repetitions in grids.items()
         },
-        "comparisons": [{"lengths": name, **asdict(comparison)} for name, comparison in comparisons],
+        "means": [asdict(mean) for mean in means],
+        "comparisons": [{"tasks": each.tasks, "lengths": each.lengths, **asdict(each.found)} for each in comparisons],
         "runs": facts,
         "costs": costs,
         "retrieval": {entry.run_name: _retrieval(entry.results(folder)) for entry in entries if entry.retrieves},
     }
     pictures = _draw(folder, by_seed, grids, report)
-    blocks = _blocks(report, grids, comparisons, pictures)
+    blocks = _blocks(report, grids, means, comparisons, pictures)
     texts = {
         "report.json": json.dumps(report, indent=2) + "\n",
         "report.md": to_markdown(blocks),
@@ -102,7 +112,7 @@ def _grids(folder: Path, by_seed: BySeed) -> "Repeated":
     grids: Repeated = {}
     for entries in by_seed.values():
         for entry in entries:
-            [grid] = grids_of_scores([read_scores(entry.results(folder) / "scores.json")], _METRIC)
+            [grid] = grids_of_scores([read_scores(entry.results(folder) / "scores.json")], METRIC)
             grids.setdefault(entry.name, []).append(grid)
     return grids
 
@@ -143,39 +153,18 @@ def _retrieval(results: Path) -> list[dict[str, Any]]:
 
 def _check_same_stream(by_seed: BySeed, facts: Mapping[str, Mapping[str, Any]], own_stages: bool) -> None:
     for entries in by_seed.values():
-        runs = [facts[entry.run_name] for entry in entries if not entry.retrieves]
-        read = {(run["steps"], 0 if own_stages else run["tokens"]) for run in runs}
-        assert len(read) == 1, f"rivals read as much as one another: {read}"
-
-
-def _compare(folder: Path, by_seed: BySeed, longest: int) -> "list[tuple[str, Comparison]]":
-    """Leader against each other model, over all seeds and for each, within the lengths of training and beyond."""
-    from lm2.data.lengths import context_tokens
-    from lm2.eval.compare import compare_over_seeds
-    from lm2.eval.predictions import find_prediction_files, read_predictions
-
-    rows = {
-        entry.run_name: read_predictions(find_prediction_files([entry.results(folder) / "predictions"]))
-        for entries in by_seed.values()
-        for entry in entries
-    }
-    together = [[*by_seed.values()]] if len(by_seed) > 1 else []
-    found = []
-    for group in (*together, *([entries] for entries in by_seed.values())):
-        leader, *others = zip(*group, strict=True)
-        for other in others:
-            ours, theirs = (side[0].name if len(group) > 1 else side[0].run_name for side in (leader, other))
-            for lengths, is_beyond in (("within training lengths", False), ("beyond", True)):
-                asked = {
-                    entry.run_name: [
-                        row for row in rows[entry.run_name] if (context_tokens(row.length) > longest) == is_beyond
-                    ]
-                    for entry in (*leader, *other)
-                }
-                if asked[leader[0].run_name]:
-                    runs, rival_runs = ([asked[entry.run_name] for entry in side] for side in (leader, other))
-                    found.append((lengths, compare_over_seeds(ours, runs, theirs, rival_runs, _METRIC)))
-    return found
+        runs = [(facts[entry.run_name], entry.recipe) for entry in entries if not entry.retrieves]
+        read = {(run["steps"], run["tokens"]) for run, _ in runs}
+        if not own_stages:
+            assert len(read) == 1, f"rivals read the same tokens in the same steps: {read}"
+        for run, recipe in runs:
+            # The last step may read a little more.
+            most = recipe.schedule.total + (
+                recipe.train.batch_size * longest_in_training(recipe) if recipe.schedule.unit == "tokens" else 0
+            )
+            assert recipe.schedule.total <= recipe.schedule.done(run["steps"], run["tokens"]) <= most, (
+                f"a whole run: {run}"
+            )
 
 
 def _draw(folder: Path, by_seed: BySeed, grids: "Repeated", report: Mapping[str, Any]) -> dict[str, str]:
@@ -254,7 +243,8 @@ def _curve(log: list[dict[str, Any]], steps: int, tokens: int) -> "Curve":
 def _blocks(
     report: Mapping[str, Any],
     grids: "Repeated",
-    comparisons: "list[tuple[str, Comparison]]",
+    means: Sequence[MeanAccuracy],
+    comparisons: Sequence[Compared],
     pictures: Mapping[str, str],
 ) -> "list[Block]":
     from lm2.eval.report import Command, Heading, Picture, Table, Text
@@ -262,14 +252,13 @@ def _blocks(
     models = list(grids)
     runs = report["runs"]
     num_seeds = len(grids[models[0]])
-    n = next(iter(grids[models[0]][0].cells.values())).n
     columns, rows = _accuracy_table(report)
     return [
         Heading(f"{models[0]} against {', '.join(models[1:])}" if models[1:] else models[0], 1),
-        Text(_how_trained(report["own_stages"])),
+        Text(_how_trained(report["own_stages"], report["counted_in"])),
         Text(
             f"Trained on samples of up to {report['longest_in_training_tokens']:,} tokens; every length is BABILong's, "
-            f"asked {n} times for each of {num_seeds} seeds (exact match)."
+            f"{_how_often(grids[models[0]][0])} for each of {num_seeds} seeds (exact match)."
         ),
         Command(report["command"]),
         *(Text(text) for text in _origins(runs)),
@@ -280,26 +269,7 @@ def _blocks(
         ),
         Table(columns, rows),
         *(Picture(name, alt) for name, alt in pictures.items() if name.startswith("accuracy")),
-        Heading("Which is better"),
-        Text(
-            "Mean over tasks and lengths, in percentage points, with a 95% interval of the paired bootstrap; the "
-            "difference is real where the interval leaves out 0. Intervals are of other questions for these models, "
-            "not of other seeds."
-        ),
-        Table(
-            ["model", "against", "lengths", "model", "other", "difference", "95% interval"],
-            [
-                [
-                    *found.names,
-                    lengths,
-                    _percent(found.mean),
-                    _percent(found.baseline_mean),
-                    f"{100 * found.difference.value:+.1f}",
-                    f"{100 * found.difference.low:+.1f} to {100 * found.difference.high:+.1f}",
-                ]
-                for lengths, found in comparisons
-            ],
-        ),
+        *compared_blocks(means, comparisons),
         *_retrieval_blocks(report["retrieval"]),
         *cost_blocks(report["costs"], pictures),
         Heading("Training"),
@@ -324,13 +294,22 @@ def _blocks(
     ]
 
 
-def _how_trained(own_stages: bool) -> str:
-    if own_stages:
-        return (
-            "All models were trained for as many steps and answered the same questions. Each went from stage to stage "
-            "of the curriculum when it was ready itself, so the tokens that they have read differ."
-        )
-    return "All models have read the same tokens in the same steps and answered the same questions."
+def _how_trained(own_stages: bool, unit: str) -> str:
+    if not own_stages:
+        return "All models have read the same tokens in the same steps and answered the same questions."
+    differ = "steps that they took" if unit == "tokens" else "tokens that they have read"
+    return (
+        f"All models were trained for as many {unit} and answered the same questions. Each went from stage to stage of "
+        f"the curriculum when it was ready itself, so the {differ} differ."
+    )
+
+
+def _how_often(grid: "Grid") -> str:
+    """How many questions of a task were asked at each length."""
+    numbers = {length: grid.cells[task, length].n for task, length in grid.cells}
+    if len(set(numbers.values())) == 1:
+        return f"asked {next(iter(numbers.values()))} times"
+    return f"asked {', '.join(f'{number} times at {length}' for length, number in numbers.items())}"
 
 
 def _retrieval_blocks(retrieval: "Mapping[str, Sequence[Mapping[str, Any]]]") -> "list[Block]":
@@ -360,8 +339,8 @@ def _accuracy_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str
     rows = []
     for model, cells in accuracy.items():
         seeds = {(cell["task"], cell["length"]): cell["seeds"] for cell in cells}
-        rows += [[model, task, *(_spread(seeds[task, length]) for length in lengths)] for task in tasks]
-    # All answer the same questions.
+        rows += [[model, task, *(_spread(seeds.get((task, length), ())) for length in lengths)] for task in tasks]
+    # The leader's questions, of which others may have been asked fewer.
     chance = {(cell["task"], cell["length"]): cell for cell in first}
     for name, key in (("constant answer", "majority"), ("random answer", "random")):
         rows += [[name, task, *(_percent(chance[task, length][key]) for length in lengths)] for task in tasks]
@@ -387,14 +366,16 @@ def _run_table(grids: "Repeated") -> "Block":
     every = [grid for repetitions in grids.values() for grid in repetitions]
     lengths = every[0].lengths
     rows = [
-        [grid.label, task, *(_with_interval(grid.cells[task, length]) for length in lengths)]
+        [grid.label, task, *(_with_interval(grid.cells.get((task, length))) for length in lengths)]
         for grid in every
         for task in grid.tasks
     ]
     return Table(["run", "task", *lengths], rows)
 
 
-def _with_interval(cell: "GridCell") -> str:
+def _with_interval(cell: "GridCell | None") -> str:
+    if cell is None:
+        return "-"
     assert cell.low is not None, "our cells have intervals"
     assert cell.high is not None, "our cells have intervals"
     return f"{_percent(cell.accuracy)}{'*' if cell.is_at_chance else ''} ({_percent(cell.low)}-{_percent(cell.high)})"
@@ -412,6 +393,8 @@ def _origins(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _spread(shares: Sequence[float]) -> str:
+    if not shares:
+        return "-"
     mean = _percent(fmean(shares))
     return mean if len(shares) == 1 else f"{mean} ({_percent(min(shares))}-{_percent(max(shares))})"
 

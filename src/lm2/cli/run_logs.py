@@ -13,9 +13,9 @@ def read_run_log(run: Path) -> list[dict[str, Any]]:
     return read_log(path) if path.exists() else []
 
 
-def last_step(run: Path) -> int:
-    """The last step that the log tells of; 0 if there is none."""
-    return max((row["step"] for row in read_run_log(run)), default=0)
+def last_step_and_tokens(run: Path) -> tuple[int, int]:
+    """The last step that the log tells of and the tokens read by then; 0 and 0 if there is none."""
+    return max(((row["step"], row["tokens"]) for row in read_run_log(run) if row["kind"] == "train"), default=(0, 0))
 
 
 def stage_steps(run: Path) -> list[int]:

@@ -51,7 +51,8 @@ def train(
         model = processes.together(lambda: build_model(recipe.model, tokenizer, recipe.seed))
         num_parameters = model.num_parameters()
         batches = processes.together(lambda: BatchSource(recipe, processes.rank, processes.world_size))
-        say(f"{recipe.name}, {num_parameters:,} parameters, {recipe.schedule.total_steps} steps, to {folder}")
+        length = f"{recipe.schedule.total:,} {recipe.schedule.unit}"
+        say(f"{recipe.name}, {num_parameters:,} parameters, {length}, to {folder}")
         try:
             result = train_model(model, recipe, batches, folder, processes, resume)
         except NotFiniteError as error:

@@ -83,49 +83,47 @@ def compare_over_seeds(
     return replace(found, model=model, baseline=baseline)
 
 
+def mean_over_seeds(
+    runs: Sequence[Iterable[Prediction]], metric: str, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """A model's macro average over cells, with the interval that `compare_over_seeds` has for a difference.
+
+    Args:
+        runs: For each of its seeds the predictions, all of the same samples.
+        metric: One of METRICS.
+        resamples: Bootstrap resamples, at least 1000.
+        seed: Seed of the resamples.
+
+    Raises:
+        ValueError: as `compare_over_seeds`.
+    """
+    counts = list(_count_outcomes([*map(_by_sample, runs)], [], metric).values())
+    [mean] = _macro_mean([count[None] for count in counts], _OURS)
+    return _estimate(float(mean), _macro_mean(_resample(counts, resamples, seed), _OURS))
+
+
 _Side = tuple[tuple[str, str], dict[_Key, Prediction]]
 
 
 def _compare_runs(ours: list[_Side], theirs: list[_Side], metric: str, resamples: int, seed: int) -> Comparison:
-    check_metric(metric)
-    if resamples < 1000:
-        raise ValueError(f"resamples is {resamples}, but must be at least 1000 for a 95% interval")
-    for (one_run, one), (other_run, other) in combinations((*ours, *theirs), 2):
-        _check_pairs(one, other, _run_name(*one_run), _run_name(*other_run))
-    first_run, first = ours[0]
-
-    right = METRICS[metric]
-    # Per cell: for how many samples so many of our runs are right (rows), and so many of theirs (columns).
-    outcomes: defaultdict[tuple[str, str], NDArray[np.int64]]
-    outcomes = defaultdict(lambda: np.zeros((len(ours) + 1, len(theirs) + 1), np.int64))
-    for key, row in first.items():
-        num_right, num_baseline_right = (
-            sum(right(row.target, answers[key].output, row.question, row.task) for _, answers in side)
-            for side in (ours, theirs)
-        )
-        outcomes[row.task, row.length][num_right, num_baseline_right] += 1
-
-    cells = tuple(sorted(outcomes, key=lambda cell: (task_order(cell[0]), context_tokens(cell[1]))))
-    counts = [outcomes[cell] for cell in cells]
-    rng = np.random.default_rng(seed)
-    draws = [
-        rng.multinomial(count.sum(), count.ravel() / count.sum(), size=resamples).reshape(-1, *count.shape)
-        for count in counts
-    ]
-    mean, baseline_mean = (float(means[0]) for means in _macro_means([count[None] for count in counts]))
-    means, baseline_means = _macro_means(draws)
+    outcomes = _count_outcomes(ours, theirs, metric)
+    counts = list(outcomes.values())
+    observed, drawn = [count[None] for count in counts], _resample(counts, resamples, seed)
+    (mean, means), (baseline_mean, baseline_means) = (
+        (float(_macro_mean(observed, side)[0]), _macro_mean(drawn, side)) for side in (_OURS, _THEIRS)
+    )
     ratio = None
     if baseline_mean > 0 and baseline_means.all():
         ratio = _estimate(mean / baseline_mean, means / baseline_means)
-    (model, prompt), (baseline, baseline_prompt) = first_run, theirs[0][0]
+    (model, prompt), (baseline, baseline_prompt) = ours[0][0], theirs[0][0]
     return Comparison(
         model=model,
         baseline=baseline,
         metric=metric,
         prompt=prompt,
         baseline_prompt=baseline_prompt,
-        cells=cells,
-        n=len(first),
+        cells=tuple(outcomes),
+        n=len(ours[0][1]),
         mean=mean,
         baseline_mean=baseline_mean,
         difference=_estimate(mean - baseline_mean, means - baseline_means),
@@ -137,10 +135,43 @@ def _compare_runs(ours: list[_Side], theirs: list[_Side], metric: str, resamples
     )
 
 
-def _macro_means(draws: list[NDArray[np.int64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means over cells of the model's and the baseline's accuracy, for each table of outcomes."""
-    ours, theirs = (np.mean([_share(draw.sum(axis=axis)) for draw in draws], axis=0) for axis in (2, 1))
-    return ours, theirs
+# Of a table of outcomes: how many of our runs are right about a sample, and how many of theirs.
+_OURS, _THEIRS = 1, 2
+
+
+def _count_outcomes(ours: list[_Side], theirs: list[_Side], metric: str) -> dict[tuple[str, str], NDArray[np.int64]]:
+    """By cell in order, for how many samples so many of our runs are right (rows), and so many of theirs (columns)."""
+    check_metric(metric)
+    for (one_run, one), (other_run, other) in combinations((*ours, *theirs), 2):
+        _check_pairs(one, other, _run_name(*one_run), _run_name(*other_run))
+    right = METRICS[metric]
+    outcomes: defaultdict[tuple[str, str], NDArray[np.int64]]
+    outcomes = defaultdict(lambda: np.zeros((len(ours) + 1, len(theirs) + 1), np.int64))
+    for key, row in ours[0][1].items():
+        num_right, num_baseline_right = (
+            sum(right(row.target, answers[key].output, row.question, row.task) for _, answers in side)
+            for side in (ours, theirs)
+        )
+        outcomes[row.task, row.length][num_right, num_baseline_right] += 1
+    cells = sorted(outcomes, key=lambda cell: (task_order(cell[0]), context_tokens(cell[1])))
+    return {cell: outcomes[cell] for cell in cells}
+
+
+def _resample(counts: list[NDArray[np.int64]], resamples: int, seed: int) -> list[NDArray[np.int64]]:
+    """Each cell's table of outcomes, drawn again so many times: [resamples, rows, columns]."""
+    if resamples < 1000:
+        raise ValueError(f"resamples is {resamples}, but must be at least 1000 for a 95% interval")
+    rng = np.random.default_rng(seed)
+    return [
+        rng.multinomial(count.sum(), count.ravel() / count.sum(), size=resamples).reshape(-1, *count.shape)
+        for count in counts
+    ]
+
+
+def _macro_mean(tables: list[NDArray[np.int64]], side: int) -> NDArray[np.float64]:
+    """Means over cells of the accuracy of one side, for each draw of the tables of outcomes."""
+    other = _OURS + _THEIRS - side
+    return np.asarray(np.mean([_share(table.sum(axis=other)) for table in tables], axis=0))
 
 
 def _share(samples: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -150,16 +150,41 @@ def _check_stages(recipe: Recipe) -> None:
                 f"data.segment_length_tokens is {data.segment_length_tokens} and margin_tokens {data.margin_tokens}, "
                 f"but recall (curriculum.{number}) needs segments of {MIN_ROW_TOKENS} tokens or more"
             )
-    longest_before = sum(stage.until.longest_steps for stage in stages if stage.until)
-    if longest_before >= recipe.schedule.total_steps:
-        raise ValueError(
-            f"schedule.total_steps is {recipe.schedule.total_steps}, but must be more than the stages before the last "
-            f"can take, which is {longest_before}"
-        )
+    _check_last_stage_begins(recipe)
     _check_pair("segment_length_tokens", data.segment_length_tokens, [stage.segments for stage in stages], "segments")
     _check_pair("primer_length_tokens", data.primer_length_tokens, [s.primer_every for s in stages], "primer_every")
     if data.background is None and any(stage.tasks and stage.segments for stage in stages):
         raise ValueError("data.background is missing: stages with segments need it")
+
+
+def _check_last_stage_begins(recipe: Recipe) -> None:
+    """The stages before the last one must not take all of the schedule, however long each of them takes."""
+    schedule, before = recipe.schedule, [(stage, stage.until) for stage in recipe.curriculum if stage.until]
+    if schedule.unit == "steps":
+        most = sum(end.longest_steps for _, end in before)
+    else:
+        most = sum(end.longest_steps * recipe.train.batch_size * _longest_row(recipe, stage) for stage, end in before)
+    if most >= schedule.total:
+        raise ValueError(
+            f"schedule.total_{schedule.unit} is {schedule.total}, but must be more than the stages before the last "
+            f"can take, which is {most}"
+        )
+
+
+def _longest_row(recipe: Recipe, stage: StageRecipe) -> int:
+    """The most tokens that a row of a stage can have."""
+    data = recipe.data
+    longest = [data.primer_length_tokens or 0] if stage.primer_every is not None else []
+    if stage.segments is not None:
+        longest.append(stage.segments.max * (data.segment_length_tokens or 0))
+    if stage.lengths_tokens is not None:
+        if 0 in stage.lengths_tokens:
+            raise ValueError(
+                f"schedule.total_tokens needs stages of known length, but {stage.name!r} has rows of facts only "
+                "(lengths_tokens 0); give total_steps"
+            )
+        longest.append(max(stage.lengths_tokens))
+    return max(longest)
 
 
 def _check_end(recipe: Recipe, number: int, stage: StageRecipe) -> None:

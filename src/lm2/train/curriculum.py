@@ -52,9 +52,9 @@ def gave_up(stages: Sequence[StageRecipe], progress: Progress, accuracy: float |
     )
 
 
-def is_finished(schedule: ScheduleRecipe, progress: Progress) -> bool:
-    """Whether all steps of the schedule are done."""
-    return progress.step >= schedule.total_steps
+def is_finished(schedule: ScheduleRecipe, progress: Progress, tokens: int) -> bool:
+    """Whether the whole schedule is done, after `tokens` have been read."""
+    return schedule.done(progress.step, tokens) >= schedule.total
 
 
 def _ends(stage: StageRecipe, stage_step: int, accuracy: float | None) -> bool:

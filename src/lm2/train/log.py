@@ -51,13 +51,14 @@ def check_loggers(recipe: Recipe) -> None:
 class RunLog:
     """Writes the log of a run; in processes other than the first, nothing."""
 
-    def __init__(self, folder: Path, recipe: Recipe, step: int, is_first: bool) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, step: int, tokens: int, is_first: bool) -> None:
         """Opens the log, at `step` of a run that goes on.
 
         Args:
             folder: The run's.
             recipe: The run's.
             step: Steps done; later lines of an existing log are dropped.
+            tokens: Read in them.
             is_first: Whether this process writes.
 
         Raises:
@@ -69,7 +70,8 @@ class RunLog:
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=console, disable=not (is_first and console.is_terminal))
-        self._task = self._bar.add_task("", total=recipe.schedule.total_steps, completed=step)
+        self._schedule = recipe.schedule
+        self._task = self._bar.add_task("", total=self._schedule.total, completed=self._schedule.done(step, tokens))
         self._shown: dict[str, str] = {}
         self._tokens, self._time = 0, time.perf_counter()
         if not is_first:
@@ -142,9 +144,10 @@ class RunLog:
         self._tokens, self._time = 0, now
         return speed
 
-    def show(self, step: int, stage: str) -> None:
-        """Moves the bar."""
-        self._bar.update(self._task, completed=step, description=" | ".join([stage, *self._shown.values()]))
+    def show(self, step: int, tokens: int, stage: str) -> None:
+        """Moves the bar, which counts what the schedule counts."""
+        done = self._schedule.done(step, tokens)
+        self._bar.update(self._task, completed=done, description=" | ".join([stage, *self._shown.values()]))
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -108,24 +108,25 @@ def train(
     if resume and (loaded := load_checkpoint(checkpoints, model, optimizer, recipe, processes)):
         state, start = loaded[0], {"event": "resume", "recipe_differs": loaded[1]}
     processes.together(lambda: _prepare_folder(folder, recipe) if processes.is_first else None)
-    log = processes.together(lambda: RunLog(folder, recipe, state.progress.step, processes.is_first))
+    log = processes.together(lambda: RunLog(folder, recipe, state.progress.step, state.tokens, processes.is_first))
     began = time.perf_counter() - state.seconds
     with log, catch_signals() as stop:
         log.write("event", state.progress.step, processes=processes.world_size, **start)
         signal = None
-        while signal is None and not is_finished(recipe.schedule, state.progress):
+        while signal is None and not is_finished(recipe.schedule, state.progress, state.tokens):
             before, step = state, state.progress.step + 1
             report = take_step(module, optimizer, recipe, batches.micro_batches(before.progress), before, processes)
             _log_step(log, recipe, before, report, time.perf_counter() - began, processes)
             accuracy = None
-            if _validates_after(before, recipe):
+            if _validates_after(before, recipe, report.tokens):
                 accuracy = validate(module, recipe, batches, before, processes, log)
             progress = advance(recipe.curriculum, before.progress, accuracy)
             state = before.after_step(progress, report.tokens, time.perf_counter() - began, accuracy)
             _log_stage(log, recipe, before, state)
             signal = next((number for number in processes.gather(stop.signal) if number is not None), None)
             is_new_best = recipe.train.keep_best and state.best != before.best
-            is_due = step % recipe.train.checkpoint_every_steps == 0 or is_finished(recipe.schedule, progress)
+            ends = is_finished(recipe.schedule, progress, state.tokens)
+            is_due = step % recipe.train.checkpoint_every_steps == 0 or ends
             if is_due or is_new_best or signal is not None:
                 save_checkpoint(checkpoints, model, optimizer, recipe, state, processes)
                 prune_checkpoints(checkpoints, recipe, processes)
@@ -198,7 +199,7 @@ def take_step(
     check_finite(state.progress.step + 1, loss_sums, float(norm), batches, model, processes)
     if recipe.train.clip_norm is not None:
         clip_grads_with_norm_(model.parameters(), recipe.train.clip_norm, norm)
-    fraction = learning_rate_at(recipe.schedule, state.progress.step)
+    fraction = learning_rate_at(recipe.schedule, state.progress.step, state.tokens)
     set_learning_rate(optimizer, fraction)
     optimizer.step()
     (loss_total,) = processes.sum(float(torch.stack(loss_sums).sum()))
@@ -277,12 +278,15 @@ def _gradient_norm(model: nn.Module) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def _validates_after(state: TrainState, recipe: Recipe) -> bool:
-    """Whether the step after `state` is validated: every so many steps, and where a stage or the run ends."""
+def _validates_after(state: TrainState, recipe: Recipe, tokens: int) -> bool:
+    """Whether the step after `state` is validated: every so many, and where a stage or the run ends.
+
+    The step has read `tokens`.
+    """
     if recipe.train.validate_every_steps is None:
         return False
     progress = advance(recipe.curriculum, state.progress, None)
-    ends = progress.stage != state.progress.stage or is_finished(recipe.schedule, progress)
+    ends = progress.stage != state.progress.stage or is_finished(recipe.schedule, progress, state.tokens + tokens)
     return ends or progress.step % recipe.train.validate_every_steps == 0
 
 
@@ -312,7 +316,7 @@ def _log_stage(log: RunLog, recipe: Recipe, before: TrainState, state: TrainStat
         log.write("event", step, event="gave up", stage=stage, accuracy=state.accuracy)
     if state.progress.stage != before.progress.stage:
         log.write("event", step, event="stage", stage=recipe.curriculum[state.progress.stage].name)
-    log.show(step, stage)
+    log.show(step, state.tokens, stage)
 
 
 def _prepare_folder(folder: Path, recipe: Recipe) -> None:

@@ -137,21 +137,22 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, fraction: float) -> None
         group["lr"] = group["peak_lr"] * fraction
 
 
-def learning_rate_at(schedule: ScheduleRecipe, step: int) -> float:
+def learning_rate_at(schedule: ScheduleRecipe, step: int, tokens: int) -> float:
     """The learning rate of a step as a fraction of its peak, 0 to 1.
 
     Args:
         schedule: "cosine": down to `final_fraction` at the end, along half a period. "wsd": level, then linear.
-        step: Steps done before it, 0 to total_steps - 1.
+        step: Steps done before it.
+        tokens: Read in them.
     """
     if step < schedule.warmup_steps:
         # Step 0 learns, too.
         return (step + 1) / schedule.warmup_steps
-    left = schedule.total_steps - step
-    if schedule.decay_steps is None:
-        height = 0.5 - 0.5 * cos(pi * left / (schedule.total_steps - schedule.warmup_steps))
+    left = schedule.total - schedule.done(step, tokens)
+    if schedule.decay is None:
+        height = 0.5 - 0.5 * cos(pi * left / (schedule.total - schedule.warmup_steps))
     else:
-        height = min(1.0, left / schedule.decay_steps)
+        height = min(1.0, left / schedule.decay)
     return schedule.final_fraction + (1 - schedule.final_fraction) * height
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lm2.data.babi.story import TASK_NAMES
-from lm2.data.lengths import TOKENS_PER_ROW, parse_lengths
+from lm2.data.lengths import TOKENS_PER_ROW, context_tokens, parse_lengths
 from lm2.data.recall import MIN_ROW_TOKENS, RecallTask
 from lm2.train.primer import MIN_COPY_TOKENS
 
@@ -55,7 +55,7 @@ class DataRecipe:
             of the curriculum's tasks that carry content come on top: a model that never copied them does not start to
             in the task. The fewer tokens, the sooner a small model copies.
         tokens_per_row: At most one fact or question for so many tokens of a sample.
-        allow_repeats: Whether a sample may hold a background sentence twice.
+        allow_repeats: Whether a sample of training may hold a background sentence twice.
     """
 
     tokenizer: str = "builtin"
@@ -268,37 +268,77 @@ class OptimizerRecipe:
 
 @dataclass(frozen=True)
 class ScheduleRecipe:
-    """The learning rate over the run, and how long the run is.
+    """The learning rate over the run, and how long the run is: so many steps, or as many as it takes to read so many
+    tokens. Models whose stages end when they are ready themselves read equally much only by the latter.
 
     Attributes:
         name: "cosine", or "wsd" (warm-up, stable, decay).
-        total_steps: Optimizer steps of the whole run, all stages.
+        total_steps: Optimizer steps of the whole run, all stages; this or `total_tokens`.
+        total_tokens: The run ends with the step that reaches so many tokens, padding not counted; with "wsd" only.
         warmup_steps: Linear from 0.
         final_fraction: Of the peak, what the decay ends at.
-        decay_steps: The last so many steps decay, linearly; with "wsd" only.
+        decay_steps: The last so many steps decay, linearly; with "wsd" and total_steps only.
+        decay_tokens: The last so many tokens decay, linearly; with total_tokens only.
     """
 
     name: Literal["cosine", "wsd"]
-    total_steps: int
+    total_steps: int | None = None
+    total_tokens: int | None = None
     warmup_steps: int = 0
     final_fraction: float = 0.0
     decay_steps: int | None = None
+    decay_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        if (self.total_steps is None) == (self.total_tokens is None):
+            raise ValueError(
+                f"total_steps is {self.total_steps} and total_tokens {self.total_tokens}, but a run ends by exactly "
+                "one of them"
+            )
         at_least("total_steps", self.total_steps, 1)
+        at_least("total_tokens", self.total_tokens, 1)
         at_least("warmup_steps", self.warmup_steps, 0)
         within("final_fraction", self.final_fraction, 0.0, 1.0)
+        if self.name == "cosine" and self.total_tokens is not None:
+            raise ValueError(
+                f"total_tokens is {self.total_tokens}, but cosine counts steps; give total_steps, or use wsd"
+            )
+        own, other = ("steps", "tokens") if self.total_tokens is None else ("tokens", "steps")
+        if (unused := getattr(self, f"decay_{other}")) is not None:
+            raise ValueError(f"decay_{other} is {unused}, but has no effect with total_{own}; leave it out")
         if self.name == "cosine" and self.decay_steps is not None:
             raise ValueError(f"decay_steps is {self.decay_steps}, but has no effect with cosine; leave it out")
         if self.name == "wsd":
-            if self.decay_steps is None:
-                raise ValueError("decay_steps is missing: wsd needs it")
-            at_least("decay_steps", self.decay_steps, 1)
-        if self.warmup_steps + (self.decay_steps or 0) > self.total_steps:
-            raise ValueError(
-                f"total_steps is {self.total_steps}, but must be at least the steps of warm-up and decay, which are "
-                f"{self.warmup_steps + (self.decay_steps or 0)}"
-            )
+            if self.decay is None:
+                raise ValueError(f"decay_{own} is missing: wsd needs it")
+            at_least(f"decay_{own}", self.decay, 1)
+        # Tokens of the warm-up are not known before.
+        least, what = self.decay or 0, "the tokens of the decay"
+        if self.total_tokens is None:
+            least, what = least + self.warmup_steps, "the steps of warm-up and decay"
+        if least > self.total:
+            raise ValueError(f"total_{own} is {self.total}, but must be at least {what}, which are {least}")
+
+    @property
+    def unit(self) -> Literal["steps", "tokens"]:
+        """What `total`, `decay` and `done` count."""
+        return "steps" if self.total_tokens is None else "tokens"
+
+    @property
+    def total(self) -> int:
+        """The length of the run."""
+        total = self.total_steps if self.total_tokens is None else self.total_tokens
+        assert total is not None, "one of them is given"
+        return total
+
+    @property
+    def decay(self) -> int | None:
+        """How much of it decays; None with "cosine"."""
+        return self.decay_steps if self.total_tokens is None else self.decay_tokens
+
+    def done(self, step: int, tokens: int) -> int:
+        """How much of it is done after so many steps, which have read so many tokens."""
+        return step if self.total_tokens is None else tokens
 
 
 @dataclass(frozen=True)
@@ -398,12 +438,16 @@ class EvaluationRecipe:
         tasks: bAbI tasks.
         lengths: Names of lengths, such as 0k, 4k, 1M (lm2.data.lengths).
         samples: Of each task and length.
+        samples_at: Other numbers at some of the lengths, such as {128k: 5}, where each question takes long.
+        allow_repeats: Whether a sample may hold a background sentence again once it has used all others.
         batch_size: Samples that are answered at a time.
     """
 
     tasks: tuple[int, ...]
     lengths: tuple[str, ...]
     samples: int = 100
+    samples_at: Mapping[str, int] = field(default_factory=dict)
+    allow_repeats: bool = False
     batch_size: int = 1
 
     def __post_init__(self) -> None:
@@ -415,6 +459,16 @@ class EvaluationRecipe:
             parse_lengths(",".join(self.lengths))
         except ValueError as error:
             raise ValueError(f"lengths: {error}") from error
+        for length, number in self.samples_at.items():
+            at_least(f"samples_at.{length}", number, 1)
+            if length not in self.lengths:
+                raise ValueError(f"samples_at has {length}, but lengths has {', '.join(self.lengths)} only")
+        if self.allow_repeats and not any(map(context_tokens, self.lengths)):
+            raise ValueError("allow_repeats has no effect at 0k, which is facts only; leave it out")
+
+    def num_samples(self, length: str) -> int:
+        """Of each task at one of the lengths."""
+        return self.samples_at.get(length, self.samples)
 
 
 def check_shares(batch_size: int, micro_batch_size: int, world_size: int) -> None:
