@@ -45,8 +45,10 @@ def overrides(path: Path) -> list[str]:
     recipe = load_recipe(path)
     num_stages = len(recipe.curriculum)
     changes = SMALLER | {"schedule.total_steps": str(2 * num_stages)}
-    if recipe.schedule.decay_steps is not None:
+    if recipe.schedule.decay is not None:
         changes["schedule.decay_steps"] = "1"
+    if recipe.schedule.unit == "tokens":
+        changes |= {"schedule.total_tokens": "null", "schedule.decay_tokens": "null"}
     if recipe.train.parallel != "fsdp":
         del changes["train.reshard_after_forward"]
     for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
