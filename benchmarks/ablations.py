@@ -188,14 +188,21 @@ VARIANTS = {
     "null-slot": _config("read: null slot", memory_null_slot=True),
     "top-k": _config("read: best 4 slots only", memory_top_k=4),
     # The write.
-    "attend": _config("write: slots attend to tokens, gates from what they hold", memory_write="attend"),
+    "attend": _config(
+        "write: slots attend to tokens, gates from what they hold", memory_write="attend", memory_write_floor=None
+    ),
     "paper": _config(
-        "design: to the letter of the paper (64 slots)", memory_design="paper", num_memory_slots=64, num_memory_heads=1
+        "design: to the letter of the paper (64 slots)",
+        memory_design="paper",
+        num_memory_slots=64,
+        num_memory_heads=1,
+        memory_write_floor=None,
     ),
     "adding": Variant("write: adds to slots, without erasing", patch=_write_without_erasing),
     "late-write": _config("write: from the state after attention and read", memory_write_source="attention"),
     "closed-gate": _config("write: input gates start at sigmoid(-2)", memory_input_gate_bias=-2.0),
     "no-floor": _config("write: no floor in evaluation", memory_write_floor=0.0),
+    "floor-10": _config("write: floor of 0.1 in evaluation instead of 0.03", memory_write_floor=0.1),
     "seeing-slots": Variant("write: how far, from what the slot holds, too", patch=_write_seeing_slots),
     # The bank.
     "identity": _config("bank: starts as rows of the identity", memory_init="identity"),

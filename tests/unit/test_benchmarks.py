@@ -165,6 +165,17 @@ def test_variants_of_the_ablations_change_one_thing(monkeypatch):
         assert parameters == pytest.approx(wanted, rel=0.1 if recipe.model.architecture == "lm2" else 0.005), name
 
 
+def test_results_of_the_ablations_are_of_the_variants_here(monkeypatch):
+    """A run that is there for the same recipe is not done again, so it must be of that recipe."""
+    monkeypatch.syspath_prepend(PROGRAM.parent)
+    import ablations
+
+    runs = json.loads(ablations.OUT.read_text("utf-8"))["runs"]
+    assert {run["variant"] for run in runs} == set(ablations.VARIANTS)
+    for run in runs:
+        assert run["recipe"] == ablations.recipe_of(run["variant"], run["seed"]), (run["variant"], run["seed"])
+
+
 def test_a_write_that_sees_slots_writes_less(monkeypatch):
     """With its gate wide open the variant is the base, with the gate shut nothing is written."""
     monkeypatch.syspath_prepend(PROGRAM.parent)

@@ -1,7 +1,7 @@
 """What the models of `lm2 reproduce` cost to train and to ask: measured by a job of its own, told in the report."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,10 @@ def longest_in_training(recipe: "Recipe") -> int:
 
 
 def cost_job(folder: Path, by_seed: BySeed) -> "Job":
-    """Measures the models of the first seed on as many tokens as their questions had; seeds do not differ in cost."""
+    """Measures the models of the first seed on as many tokens as their questions had; seeds do not differ in cost.
+
+    At the lengths that all were asked.
+    """
     from lm2.cli.jobs import Job
 
     entries = _first_seed(by_seed)
@@ -32,7 +35,7 @@ def cost_job(folder: Path, by_seed: BySeed) -> "Job":
     leader = trained[0].recipe
 
     def command() -> list[str]:
-        lengths = {count for entry in entries for count in tokens_read(entry.results(folder)).values()}
+        lengths = {count for counts in _counts(folder, entries).values() for count in counts.values()}
         longest = max(longest_in_training(leader), 1)
         return [
             *(sys.executable, "-m", "lm2.cli.main", "eval", "cost"),
@@ -63,14 +66,14 @@ def cost_facts(folder: Path, by_seed: BySeed, runs: Mapping[str, Mapping[str, An
 
     measured, entries = read_costs(_file(folder)), _first_seed(by_seed)
     first = {row["tokens"]: row for row in measured[entries[0].run_name]["reading"]}
+    counts = _counts(folder, entries)
     facts = {}
     for entry in entries:
         cost = measured[entry.trained().run_name]
         own = {row["tokens"]: row for row in cost["reading"]}
-        of_leader = tokens_read(entries[0].results(folder))
         reading = []
-        for length, count in tokens_read(entry.results(folder)).items():
-            row, other = own[count], first[of_leader[length]]
+        for length, count in counts[entry.run_name].items():
+            row, other = own[count], first[counts[entries[0].run_name][length]]
             pairs = zip(row["seconds"], other["seconds"], strict=True)
             ratio = median(mine / theirs for mine, theirs in pairs)
             kept = {key: row[key] for key in ("tokens", "flops", "state_bytes")}
@@ -90,11 +93,6 @@ def cost_blocks(costs: Mapping[str, Any], pictures: Mapping[str, str]) -> "list[
     from lm2.eval.report import Heading, Picture, Table, Text
 
     lengths = [row["length"] for row in next(iter(costs.values()))["reading"]]
-    reading = {name: {row["length"]: row for row in cost["reading"]} for name, cost in costs.items()}
-
-    def cells(name: str, lengths: Sequence[str], show: Callable[[Any], str]) -> list[str]:
-        return [show(reading[name][length]) if length in reading[name] else "-" for length in lengths]
-
     return [
         Heading("Cost"),
         Text(
@@ -105,7 +103,7 @@ def cost_blocks(costs: Mapping[str, Any], pictures: Mapping[str, str]) -> "list[
         Table(
             ["model", "training, operations", *(f"reading {length}" for length in lengths)],
             [
-                [name, _short(cost["training_flops"]), *cells(name, lengths, lambda row: _short(row["flops"]))]
+                [name, _short(cost["training_flops"]), *(_short(row["flops"]) for row in cost["reading"])]
                 for name, cost in costs.items()
             ],
         ),
@@ -118,14 +116,32 @@ def cost_blocks(costs: Mapping[str, Any], pictures: Mapping[str, str]) -> "list[
             [
                 [
                     name,
-                    *cells(name, lengths, lambda row: f"{row['time_ratio']:.2f}"),
-                    *cells(name, _ends(lengths), lambda row: f"{row['state_bytes'] / 1000:,.0f}"),
+                    *(f"{row['time_ratio']:.2f}" for row in cost["reading"]),
+                    *(
+                        f"{row['state_bytes'] / 1000:,.0f}"
+                        for row in cost["reading"]
+                        if row["length"] in _ends(lengths)
+                    ),
                 ]
-                for name in costs
+                for name, cost in costs.items()
             ],
         ),
         Picture("cost.png", pictures["cost.png"]),
     ]
+
+
+def _counts(folder: Path, entries: Sequence[Entry]) -> dict[str, dict[str, int]]:
+    """By run and length, the tokens that reading is measured on, at the lengths that all were asked.
+
+    A model that was asked less than the leader has read about as much a question, so it is measured on the leader's.
+    """
+    read = {entry.run_name: tokens_read(entry.results(folder)) for entry in entries}
+    of_leader = read[entries[0].run_name]
+    common = [length for length in of_leader if all(length in counts for counts in read.values())]
+    return {
+        entry.run_name: {length: (read[entry.run_name] if entry.retrieves else of_leader)[length] for length in common}
+        for entry in entries
+    }
 
 
 def _ends(lengths: Sequence[str]) -> list[str]:
