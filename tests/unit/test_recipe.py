@@ -328,6 +328,9 @@ def test_combinations_that_are_refused(toy: Path) -> None:
     assert "data.primer_length_tokens is 32, but no stage has primer_every" in _refusal(
         toy, *without_primer, "curriculum.1.primer_every=null"
     )
+    facts_only = "curriculum.1={name: short, tasks: {1: 1.0}, lengths_tokens: [0, 96], until: {steps: 3}}"
+    by_tokens = "schedule={name: wsd, total_tokens: 100000, decay_tokens: 100}"
+    assert "'short' has rows of facts only" in _refusal(toy, facts_only, by_tokens)
 
 
 # --- overrides ---
