@@ -125,7 +125,7 @@ def test_defaults_of_design_segment():
         "memory_read": "joint",
         "memory_write": "address",
         "memory_write_source": "input",
-        "memory_write_floor": 0.1,
+        "memory_write_floor": 0.03,
         "memory_top_k": None,
         "memory_null_slot": False,
         "memory_init": "learned",
