@@ -34,7 +34,7 @@ def test_they_come_with_their_recipe_log_and_record(folder: Path) -> None:
 
 
 def test_the_one_of_qa1_is_made_by_the_recipe_here() -> None:
-    """But for the floor in evaluation. That of ten tasks has an earlier recipes/ten.yaml, which lies beside it whole."""
+    """But for the floor in evaluation. That of ten tasks has an earlier ten.yaml, which lies beside it whole."""
     kept = load_recipe(BUILTIN_FOLDER / "recipe.yaml", ["model.config.memory_write_floor=0.1"])
     assert kept == load_recipe(RECIPES / f"{kept.name}.yaml", [f"seed={kept.seed}"])
 

@@ -85,9 +85,10 @@ class LM2Config(LlamaConfig):
             In evaluation mode, what a token would write into a slot counts only as far as it would replace more than
             this share of it. So a slot that a segment hardly addresses keeps its content to the bit, over any number of
             segments; soft gates alone take a little away every time, which training on a few segments does not show
-            (docs/log.md). In training mode gates are soft, as a write below the floor would have no gradient, so it can be
-            chosen after training: a model that addresses few slots at a time forgets less with 0.1, one that spreads its
-            writes over many writes nothing any more. Default 0.03; at least 0 and below 1. Only for write `"address"`.
+            (docs/log.md). In training mode gates are soft, as a write below the floor would have no gradient, so it can
+            be chosen after training: a model that addresses few slots at a time forgets less with 0.1, one that spreads
+            its writes over many writes nothing any more. Default 0.03; at least 0 and below 1. Only for write
+            `"address"`.
         memory_top_k (`int`, *optional*):
             Keep only the k best slots of each read, and those that tie with the last of them (section 2 of the paper
             names it as an option). Default: all.
