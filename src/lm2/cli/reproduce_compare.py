@@ -117,7 +117,7 @@ def compared_blocks(means: Sequence[MeanAccuracy], comparisons: Sequence[Compare
         Heading("Means over tasks"),
         Text(
             "Percent, all seeds together, with a 95% interval of the bootstrap; every task and length counts the same, "
-            "and `all` is of the lengths that the model was asked at."
+            'and "all" is of the lengths that the model was asked at.'
         ),
         Table(["model", "tasks", *columns], rows),
         Heading("Which is better"),
