@@ -49,12 +49,12 @@ def test_lines_are_complete(reference: Reference) -> None:
 
 def test_lines_of_lost_steps_are_dropped(tmp_path: Path) -> None:
     recipe = toy_recipe()
-    with RunLog(tmp_path, recipe, 0, is_first=True) as log:
+    with RunLog(tmp_path, recipe, 0, 0, is_first=True) as log:
         for step in range(1, 6):
             log.write("train", step, loss=1.0 / step)
     with (tmp_path / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"kind": "train", "step": 6, "lo')
-    with RunLog(tmp_path, recipe, 3, is_first=True) as log:
+    with RunLog(tmp_path, recipe, 3, 300, is_first=True) as log:
         log.write("train", 4, loss=0.1)
     assert [(row["step"], row["loss"]) for row in read_log(tmp_path / "log.jsonl")] == [
         (1, 1.0),
@@ -65,25 +65,25 @@ def test_lines_of_lost_steps_are_dropped(tmp_path: Path) -> None:
 
 
 def test_only_the_first_process_writes(tmp_path: Path) -> None:
-    with RunLog(tmp_path, toy_recipe(), 0, is_first=False) as log:
+    with RunLog(tmp_path, toy_recipe(), 0, 0, is_first=False) as log:
         log.write("train", 1, loss=1.0)
     assert not list(tmp_path.iterdir())
 
 
 def test_quiet_where_nobody_looks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with RunLog(tmp_path, toy_recipe(), 0, is_first=True) as log:
+    with RunLog(tmp_path, toy_recipe(), 0, 0, is_first=True) as log:
         log.write("train", 1, loss=1.0, tokens_per_second=10.0)
-        log.show(1, "one segment")
+        log.show(1, 100, "one segment")
     assert capsys.readouterr() == ("", "")
 
 
 def test_the_bar_shows_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
-    with RunLog(tmp_path, toy_recipe(), 0, is_first=True) as log:
+    with RunLog(tmp_path, toy_recipe(), 0, 0, is_first=True) as log:
         log.write("train", 1, loss=1.25, tokens_per_second=12345.0, memory_bytes=2_500_000_000)
         log.write("validation", 1, accuracy=0.625, loss=2.0, gates={"a": 0.25, "b": 0.5})
-        log.show(1, "one segment")
+        log.show(1, 100, "one segment")
     shown = capsys.readouterr().err
     for text in ("one segment", "loss 1.250", "accuracy 62.5%", "12,345 tokens/s", "2.5 GB", "gates 0.25 to 0.50"):
         assert text in shown
@@ -112,7 +112,7 @@ def test_a_logger_that_is_not_installed_is_refused(package: str, monkeypatch: py
 def test_tensorboard_has_the_numbers(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with RunLog(tmp_path, toy_recipe(train={"tensorboard": True}), 0, is_first=True) as log:
+    with RunLog(tmp_path, toy_recipe(train={"tensorboard": True}), 0, 0, is_first=True) as log:
         log.write("train", 1, stage="a", loss=1.5)
         log.write("validation", 1, accuracy=0.25, gates={"a": 0.5})
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
