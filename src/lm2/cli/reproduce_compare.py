@@ -106,8 +106,7 @@ def compared_blocks(means: Sequence[MeanAccuracy], comparisons: Sequence[Compare
     """The part of the report on which is better."""
     from lm2.eval.report import Heading, Table, Text
 
-    lengths = list(dict.fromkeys(each.length for each in means if each.length != _ALL_LENGTHS))
-    columns = [*sorted(lengths, key=context_tokens), _ALL_LENGTHS]
+    columns = [*sorted({each.length for each in means} - {_ALL_LENGTHS}, key=context_tokens), _ALL_LENGTHS]
     cells = {(each.model, each.tasks, each.length): each.mean for each in means}
     rows = [
         [model, tasks, *(_share(cells.get((model, tasks, length))) for length in columns)]
@@ -151,17 +150,12 @@ def _share(mean: "Estimate | None") -> str:
     return "-" if mean is None else f"{100 * mean.value:.1f} ({100 * mean.low:.1f}-{100 * mean.high:.1f})"
 
 
-def _asked_of_both(
-    rows: "Rows", leader: Sequence[Entry], other: Sequence[Entry]
-) -> "tuple[list[list[Prediction]], list[list[Prediction]]]":
+def _asked_of_both(rows: "Rows", leader: Sequence[Entry], other: Sequence[Entry]) -> "list[list[list[Prediction]]]":
     """What both sides' runs have answered of the questions that both were asked; one side may have been asked less."""
     sides = [[rows[entry.run_name] for entry in side] for side in (leader, other)]
     ours, theirs = ({(row.task, row.length, row.index) for row in side[0]} for side in sides)
     common = ours & theirs
-    ours_left, theirs_left = (
-        [[row for row in run if (row.task, row.length, row.index) in common] for run in side] for side in sides
-    )
-    return ours_left, theirs_left
+    return [[[row for row in run if (row.task, row.length, row.index) in common] for run in side] for side in sides]
 
 
 def _lengths(rows: "Sequence[Prediction]") -> list[str]:
@@ -169,16 +163,18 @@ def _lengths(rows: "Sequence[Prediction]") -> list[str]:
 
 
 def _spans(lengths: list[str], longest: int, each: bool) -> dict[str, list[str]]:
-    """Groups of lengths that are not empty, by their name."""
+    """Groups of lengths that are not empty, by their name; those of the same lengths are told once."""
     spans = {
         "within training lengths": [length for length in lengths if context_tokens(length) <= longest],
         "beyond": [length for length in lengths if context_tokens(length) > longest],
         _ALL_LENGTHS: lengths,
         **({length: [length] for length in lengths} if each else {}),
     }
-    # Groups of the same lengths are told once.
-    names = {tuple(group): name for name, group in reversed(spans.items()) if group}
-    return {name: group for name, group in spans.items() if group and names[tuple(group)] == name}
+    told: dict[str, list[str]] = {}
+    for name, group in spans.items():
+        if group and group not in told.values():
+            told[name] = group
+    return told
 
 
 def _task_groups(rows: "Sequence[Prediction]") -> dict[str, tuple[str, ...]]:

@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 def longest_in_training(recipe: "Recipe") -> int:
     """Tokens of the longest samples that a recipe trains on."""
-    segment = recipe.data.segment_length_tokens or 0
-    return max(
-        stage.segments.max * segment if stage.segments is not None else max(stage.lengths_tokens or (0,))
-        for stage in recipe.curriculum
-    )
+    return max(stage.longest_tokens(recipe.data.segment_length_tokens) for stage in recipe.curriculum)
 
 
 def cost_job(folder: Path, by_seed: BySeed) -> "Job":

@@ -173,18 +173,13 @@ def _check_last_stage_begins(recipe: Recipe) -> None:
 
 def _longest_row(recipe: Recipe, stage: StageRecipe) -> int:
     """The most tokens that a row of a stage can have."""
-    data = recipe.data
-    longest = [data.primer_length_tokens or 0] if stage.primer_every is not None else []
-    if stage.segments is not None:
-        longest.append(stage.segments.max * (data.segment_length_tokens or 0))
-    if stage.lengths_tokens is not None:
-        if 0 in stage.lengths_tokens:
-            raise ValueError(
-                f"schedule.total_tokens needs stages of known length, but {stage.name!r} has rows of facts only "
-                "(lengths_tokens 0); give total_steps"
-            )
-        longest.append(max(stage.lengths_tokens))
-    return max(longest)
+    if stage.lengths_tokens is not None and 0 in stage.lengths_tokens:
+        raise ValueError(
+            f"schedule.total_tokens needs stages of known length, but {stage.name!r} has rows of facts only "
+            "(lengths_tokens 0); give total_steps"
+        )
+    primer = recipe.data.primer_length_tokens or 0
+    return max(stage.longest_tokens(recipe.data.segment_length_tokens), primer if stage.primer_every else 0)
 
 
 def _check_end(recipe: Recipe, number: int, stage: StageRecipe) -> None:

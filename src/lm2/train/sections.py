@@ -211,6 +211,12 @@ class StageRecipe:
         if self.questions == "end" and self.further_questions:
             raise ValueError("further_questions has no effect with questions 'end', where one is asked; leave it out")
 
+    def longest_tokens(self, segment_length_tokens: int | None) -> int:
+        """The most tokens that a sample of its tasks or recall can have; 0 for primer and for facts only."""
+        if self.segments is not None:
+            return self.segments.max * (segment_length_tokens or 0)
+        return max(self.lengths_tokens or (0,))
+
 
 _TASK_KEYS: Mapping[str, Any] = {
     "tasks": None,
@@ -303,7 +309,7 @@ class ScheduleRecipe:
             raise ValueError(
                 f"total_tokens is {self.total_tokens}, but cosine counts steps; give total_steps, or use wsd"
             )
-        own, other = ("steps", "tokens") if self.total_tokens is None else ("tokens", "steps")
+        own, other = self.unit, "tokens" if self.unit == "steps" else "steps"
         if (unused := getattr(self, f"decay_{other}")) is not None:
             raise ValueError(f"decay_{other} is {unused}, but has no effect with total_{own}; leave it out")
         if self.name == "cosine" and self.decay_steps is not None:
