@@ -322,7 +322,7 @@ def test_bad_input_is_refused_before_any_work(folders, dataset, tmp_path):
         ((other,), "token id 2047, but the model's vocab_size is 100"),
         ((model, "--tasks", "21"), "tasks are 1 to 20"),
         ((model, "--lengths", "5"), "length is '5'"),
-        ((model, "--samples", 0), "--samples is '0', but must be a number from 1 on, or one for each of the 2 lengths"),
+        ((model, "--samples", 0), "--samples is '0', but must be a number, or one for each of the 2 lengths"),
         ((model, "--samples", "3,2,1"), "--samples is '3,2,1', but must be"),
         ((model, "--samples", "3,x"), "--samples is '3,x', but must be"),
         ((model, "--batch-size", 0), "--batch-size is 0"),

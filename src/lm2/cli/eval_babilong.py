@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lm2.cli.options import BUILTIN_MODEL, Device, Dtype, ModelFolder, ModelTokenizer
-from lm2.cli.ranges import parse_tasks
+from lm2.cli.ranges import parse_numbers, parse_tasks
 from lm2.cli.terminal import show_progress
 
 if TYPE_CHECKING:
@@ -210,13 +210,10 @@ def _parse_samples(text: str | None, lengths: tuple[str, ...]) -> dict[str, int 
     """How many samples are asked at each length; None for as many as there are."""
     if text is None:
         return dict.fromkeys(lengths)
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) not in (1, len(lengths)):
-        raise ValueError(
-            f"--samples is {text!r}, but must be a number from 1 on, or one for each of the {len(lengths)} lengths, "
-            "such as 100,100,20"
-        )
-    numbers = [int(part) for part in parts]
+    what = f"a number, or one for each of the {len(lengths)} lengths, such as 100,100,20"
+    numbers = parse_numbers("--samples", text, what)
+    if len(numbers) not in (1, len(lengths)):
+        raise ValueError(f"--samples is {text!r}, but must be {what}")
     return dict(zip(lengths, numbers * (len(lengths) // len(numbers)), strict=True))
 
 

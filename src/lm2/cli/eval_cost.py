@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lm2.cli.options import Device, Dtype, JsonFile, ModelFolders, ModelTokenizer
+from lm2.cli.ranges import parse_numbers
 from lm2.cli.terminal import table_console
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def cost(
     Models take turns on the same random tokens. Operations are those of matrix products and attention; they and the
     state do not depend on the machine, times do.
     """
-    lengths_tokens = _parse_lengths(lengths)
+    lengths_tokens = sorted(set(parse_numbers("--lengths", lengths, "numbers of tokens, such as 1000,16000")))
     if rounds < 1:
         raise ValueError(f"--rounds is {rounds}, but must be at least 1")
 
@@ -70,13 +71,6 @@ def read_costs(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no file of this lm2's eval cost; measure again")
     models: dict[str, Any] = document["models"]
     return models
-
-
-def _parse_lengths(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"--lengths is {text!r}, but must be numbers of tokens, such as 1000,16000")
-    return sorted({int(part) for part in parts})
 
 
 def _print(costs: "dict[str, ModelCost]") -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lm2.cli.options import Device, Dtype, JsonFile, ModelFolders, ModelTokenizer
-from lm2.cli.ranges import parse_tasks
+from lm2.cli.ranges import parse_numbers, parse_tasks
 from lm2.cli.terminal import show_progress, table_console
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def retention(
     for name, number in (("samples", samples), ("batch-size", batch_size), ("segment-tokens", segment_tokens)):
         if number is not None and number < 1:
             raise ValueError(f"--{name} is {number}, but must be at least 1")
-    task_numbers, distances = parse_tasks(tasks), _parse_segments(segments)
+    task_numbers = parse_tasks(tasks)
+    distances = sorted(set(parse_numbers("--segments", segments, "numbers of segments, such as 0,4,256", at_least=0)))
 
     from lm2.cli.load_model import load_models
     from lm2.cli.provenance import describe_machine, find_commit
@@ -94,13 +95,6 @@ def retention(
         with write_whole(json_path) as file:
             file.write(json.dumps(document, indent=1) + "\n")
     _print(right, distances, samples, segment_tokens)
-
-
-def _parse_segments(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--segments is {text!r}, but must be numbers of segments, such as 0,4,256")
-    return sorted({int(part) for part in parts})
 
 
 def _measure(

@@ -1,4 +1,4 @@
-"""Lists of tasks as a command line gives them."""
+"""Lists of numbers as a command line gives them."""
 
 import re
 
@@ -25,3 +25,21 @@ def parse_tasks(text: str) -> tuple[int, ...]:
     if twice:
         raise ValueError(f"tasks is {text!r}, which names {min(twice)} twice; name it once")
     return tuple(tasks)
+
+
+def parse_numbers(option: str, text: str, what: str, at_least: int = 1) -> list[int]:
+    """The whole numbers in a comma-separated list such as "1000,16000", in the order given.
+
+    Args:
+        option: the option that was given, for messages: --lengths.
+        text: its value.
+        what: what it takes, with an example, for messages: numbers of tokens, such as 1000,16000.
+        at_least: the smallest number allowed.
+
+    Raises:
+        ValueError: something else than whole numbers, or one below `at_least`.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= at_least for part in parts):
+        raise ValueError(f"{option} is {text!r}, but must be {what}, each at least {at_least}")
+    return [int(part) for part in parts]
