@@ -706,6 +706,20 @@ PARITY_MODELS = [
         test="unit/test_further.py::test_answers_are_the_solvers_from_the_facts_told_so_far[1]",
     ),
     Mutant(
+        name="further questions: drawn evenly, whatever their answers",
+        file="src/lm2/data/further.py",
+        old="answer_text = rng.choice(sorted(texts_by_answer))",
+        new="answer_text = rng.choice([answer for answer, texts in texts_by_answer.items() for _ in texts])",
+        test="unit/test_further.py::test_every_answer_is_as_likely_and_half_of_the_questions_are_of_what_was_told",
+    ),
+    Mutant(
+        name="further questions: of places that nobody has been in as often",
+        file="src/lm2/data/further.py",
+        old="if rng.random() < 0.5:",
+        new="if rng.random() < 0.0:",
+        test="unit/test_further.py::test_every_answer_is_as_likely_and_half_of_the_questions_are_of_what_was_told",
+    ),
+    Mutant(
         name="further questions: asked before their fact",
         file="src/lm2/data/stream.py",
         old="            whole.append(item)\n            if item.answer is None:\n                told += 1\n",

@@ -55,6 +55,21 @@ def test_every_place_and_every_question_is_as_likely() -> None:
     assert texts[pool[3]] == 0
 
 
+def test_every_answer_is_as_likely_and_half_of_the_questions_are_of_what_was_told() -> None:
+    facts = ["Mary went to the kitchen.", "John went to the garden."]
+    places = ("kitchen", "garden", "office", "hallway", "bedroom", "bathroom")
+    pool = tuple(f"Is {name} in the {place}? " for name in ("Mary", "John", "Sandra") for place in places)
+    drawn = [draw_further(Random(seed), pool, 6, facts, 1)[0] for seed in range(2000)]
+    after_both = [(text, answer) for told, text, answer in drawn if told == 2]
+    answers = Counter(answer for _, answer in after_both)
+    assert chisquare([answers["yes"], answers["no"]]).pvalue > LEVEL
+    denied = [text for text, answer in after_both if answer == "no"]
+    told = sum(text in ("Is Mary in the garden? ", "Is John in the kitchen? ") for text in denied)
+    # Two of the ten, and in half of the draws no other.
+    expected = len(denied) * (0.5 + 0.5 * 2 / 10)
+    assert chisquare([told, len(denied) - told], [expected, len(denied) - expected]).pvalue > LEVEL
+
+
 def test_fewer_where_the_facts_determine_few() -> None:
     [found] = draw_further(Random(0), ("Where is Mary? ",), 1, ["Mary went to the kitchen."], 9)
     assert found == (1, "Where is Mary? ", "kitchen")

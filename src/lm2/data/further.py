@@ -4,6 +4,7 @@ Ours, because a story of the data asks little (task 4 once, of two facts), while
 answer is all that a model learns from.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,8 +16,10 @@ from lm2.data.facts import Facts
 
 # The worlds of the tasks are small: more stories bring no other questions for tasks 1 to 10.
 _POOL_STORIES = 256
-# Most questions of a pool are about what a story did not tell.
-_TRIES = 32
+# As many of a pool are tried after a fact: all of tasks 1 to 10.
+_TRIES = 64
+
+_WORD = re.compile(r"\w+")
 
 
 @lru_cache(maxsize=64)
@@ -31,12 +34,14 @@ def draw_further(
 ) -> list[tuple[int, str, str]]:
     """At most `count` questions that the facts of a story determine, in the order of the story.
 
-    Each is asked after a fact drawn at random, and answered from the facts up to that one. None is asked twice after
-    the same fact.
+    Each is asked after a fact drawn at random, and answered from the facts up to that one; none is asked twice after
+    the same fact. First its answer is drawn, evenly from all that there are: "no" is right five times in six where any
+    place is asked for, and who always says it is hardly told otherwise. Then the question, half of the time from those
+    with the most words that were told: that nobody has been in a place can be seen without knowing who is where.
 
     Args:
         rng: Of all choices.
-        pool: The texts to draw from, evenly, such as `question_pool`.
+        pool: The texts to draw from, such as `question_pool`.
         task: 1 to 20.
         facts: The texts of the statements, at least one.
         count: How many to look for; fewer are found where the facts determine few.
@@ -45,13 +50,32 @@ def draw_further(
         Of each, the number of facts it is asked after, its text and its answer.
     """
     places = Counter(1 + int(rng.random() * len(facts)) for _ in range(count))
-    found: dict[tuple[int, str], str] = {}
+    words: set[str] = set()
+    found: list[tuple[int, str, str]] = []
     for told, ask in enumerate(ask_so_far(task, facts), start=1):
-        for _ in range(places[told]):
-            for _ in range(_TRIES):
-                text = pool[int(rng.random() * len(pool))]
-                answer = None if (told, text) in found else ask(text)
-                if answer is not None:
-                    found[told, text] = answer.text
-                    break
-    return [(told, text, answer) for (told, text), answer in found.items()]
+        words |= _words(facts[told - 1])
+        if not places[told]:
+            continue
+        texts_by_answer: dict[str, list[str]] = {}
+        for text in rng.sample(pool, min(_TRIES, len(pool))):
+            answer = ask(text)
+            if answer is not None:
+                texts_by_answer.setdefault(answer.text, []).append(text)
+        for _ in range(min(places[told], sum(map(len, texts_by_answer.values())))):
+            answer_text = rng.choice(sorted(texts_by_answer))
+            texts = texts_by_answer[answer_text]
+            if rng.random() < 0.5:
+                most = max(len(_words(text) & words) for text in texts)
+                text = rng.choice([text for text in texts if len(_words(text) & words) == most])
+            else:
+                text = rng.choice(texts)
+            found.append((told, text, answer_text))
+            texts.remove(text)
+            if not texts:
+                del texts_by_answer[answer_text]
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _words(text: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(text.lower()))
