@@ -31,17 +31,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", type=Path, default=[Path("builtin-ten")], help="folders (builtin-ten)")
     parser.add_argument("--stories", type=int, default=120, help="of five questions each (%(default)s)")
+    parser.add_argument("--most-facts", type=int, help="told before a question that counts (all)")
     parser.add_argument("--seed", type=int, default=0, help="of the stories (%(default)s)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print("".join(f"{kind:>18}" for kind in KINDS) + "  model")
     for folder in options.models:
-        right = measure(folder, options.stories, options.seed)
+        right = measure(folder, options.stories, options.seed, options.most_facts)
         print("".join(f"{_share(right[kind]):>18}" for kind in KINDS) + f"  {folder}")
     return 0
 
 
-def measure(folder: Path, num_stories: int, seed: int) -> dict[str, list[bool]]:
+def measure(folder: Path, num_stories: int, seed: int, most_facts: int | None) -> dict[str, list[bool]]:
     """Of every question of a kind, whether the model holds its answer for likelier than the other."""
     loaded = load_model(model_folder(folder), "cpu", "auto", None)
 
@@ -50,7 +51,9 @@ def measure(folder: Path, num_stories: int, seed: int) -> dict[str, list[bool]]:
 
     first = {answer: encode(answer_text(answer))[0] for answer in ("yes", "no")}
     right = defaultdict(list)
-    for text, answer, kind in _questions(num_stories, seed):
+    for num_facts, text, answer, kind in _questions(num_stories, seed):
+        if most_facts is not None and num_facts > most_facts:
+            continue
         with torch.inference_mode():
             logits_V = loaded.model(torch.tensor([encode(text)])).logits[0, -1]
         guess = "yes" if logits_V[first["yes"]] > logits_V[first["no"]] else "no"
@@ -58,20 +61,22 @@ def measure(folder: Path, num_stories: int, seed: int) -> dict[str, list[bool]]:
     return right
 
 
-def _questions(num_stories: int, seed: int) -> Iterator[tuple[str, str, str]]:
-    """Each question behind the facts told so far, its answer and its kind."""
+def _questions(num_stories: int, seed: int) -> Iterator[tuple[int, str, str, str]]:
+    """Of each question how many facts were told, these and itself, its answer and its kind."""
     facts = open_facts("simulator", "test", seed)
     for index in range(num_stories):
-        told, visitors = "", defaultdict(set)
+        num_facts, told, visitors = 0, "", defaultdict(set)
         for line in facts.story(TASK, index, 0).lines:
             words = line.text.strip(" .?").split()
             if isinstance(line, Statement):
+                num_facts += 1
                 told += f" {line.text}"
                 visitors[words[-1]].add(words[0])
             elif isinstance(line, Question):
                 person, there = words[1], visitors[words[-1]]
                 no = "was there" if person in there else "another was" if there else "nobody was"
-                yield told + question_text(line.text), line.answer, "yes" if line.answer == "yes" else no
+                kind = "yes" if line.answer == "yes" else no
+                yield num_facts, told + question_text(line.text), line.answer, kind
 
 
 def _share(right: list[bool]) -> str:
