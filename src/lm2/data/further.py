@@ -36,8 +36,8 @@ def draw_further(
 
     Each is asked after a fact drawn at random, and answered from the facts up to that one; none is asked twice after
     the same fact. First its answer is drawn, evenly from all that there are, then one of its questions, of those with
-    the most words that were told. Else "no" is right five times in six where places are asked for, mostly of places that
-    nobody has been in, and a model learns which places were told instead of who is where.
+    the most words that were told. Else "no" is right five times in six where places are asked for, mostly of places
+    that nobody has been in, and a model learns which places were told instead of who is where.
 
     Args:
         rng: Of all choices.
