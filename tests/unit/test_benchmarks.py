@@ -1,6 +1,7 @@
 """The benchmark program on its quick shapes: it runs, its JSON is complete, and parts are kept until measured anew."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -275,3 +276,16 @@ def test_slots_kept_prints_a_row_for_each_head():
     assert [row[:2] for row in rows] == [[str(block), str(head)] for block in range(2) for head in range(4)]
     # The block whose heads hold the facts does not lose them in four segments, nor in 256.
     assert max(float(row[3]) for row in rows[4:]) > 0.9
+
+
+def test_yes_and_no_prints_a_row_for_each_model():
+    program = PROJECT / "benchmarks" / "yes_and_no.py"
+    arguments = ["builtin-ten", "builtin", "--stories", "8", "--most-facts", "6"]
+    finished = subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    header, *rows = finished.stdout.splitlines()
+    assert header.split("  ")[-1] == "model"
+    assert [row.split()[-1] for row in rows] == arguments[:2]
+    [knows, guesses] = [sum(map(int, re.findall(r"(\d+) of", row))) for row in rows]
+    # The one of qa1 has never seen a question of yes and no.
+    assert knows > guesses
