@@ -14,8 +14,14 @@ from pathlib import Path
 from typing import Any
 
 REPORT = Path(__file__).parent / "results" / "ten" / "report.json"
-LEADER, RAG = "ten", "ten-llama-rag"
-NAMES = {LEADER: "LM2", "ten-armt": "ARMT", "ten-rmt": "RMT", "ten-llama": "Llama", RAG: "the Llama on what BM25 finds"}
+LEADER = "ten"
+NAMES = {
+    LEADER: "LM2",
+    "ten-armt": "ARMT",
+    "ten-rmt": "RMT",
+    "ten-llama": "Llama",
+    "ten-llama-rag": "the Llama on what BM25 finds",
+}
 GROUPS = {"qa1-10": 10, "qa1-5": 5}
 LENGTHS = ("0k", "1k", "4k", "8k", "16k", "32k", "64k", "128k")
 LENGTHS_OF_TASKS = ("0k", "4k", "16k", "64k", "128k")

@@ -62,7 +62,7 @@ def measure(folder: Path, num_stories: int, seed: int, most_facts: int | None) -
 
 
 def _questions(num_stories: int, seed: int) -> Iterator[tuple[int, str, str, str]]:
-    """Of each question how many facts were told, these and itself, its answer and its kind."""
+    """Of each question: how many facts were told before it, the text up to where its answer begins, answer, kind."""
     facts = open_facts("simulator", "test", seed)
     for index in range(num_stories):
         num_facts, told, visitors = 0, "", defaultdict(set)

@@ -61,11 +61,12 @@ def draw_further(
             answer = ask(text)
             if answer is not None:
                 texts_by_answer.setdefault(answer.text, []).append(text)
+        num_told = {text: len(_words(text) & words) for texts in texts_by_answer.values() for text in texts}
         for _ in range(min(places[told], sum(map(len, texts_by_answer.values())))):
             answer_text = rng.choice(sorted(texts_by_answer))
             texts = texts_by_answer[answer_text]
-            most = max(len(_words(text) & words) for text in texts)
-            text = rng.choice([text for text in texts if len(_words(text) & words) == most])
+            most = max(num_told[text] for text in texts)
+            text = rng.choice([text for text in texts if num_told[text] == most])
             found.append((told, text, answer_text))
             texts.remove(text)
             if not texts:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lm2.data.recall import MIN_ROW_TOKENS
+from lm2.train.bounds import at_least
 from lm2.train.checking import build, dump_yaml, parse_yaml, plain
 from lm2.train.sections import (
     DataRecipe,
@@ -19,7 +20,6 @@ from lm2.train.sections import (
     ScheduleRecipe,
     StageRecipe,
     TrainRecipe,
-    at_least,
 )
 
 

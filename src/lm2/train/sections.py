@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lm2.data.babi.story import TASK_NAMES
 from lm2.data.lengths import TOKENS_PER_ROW, context_tokens, parse_lengths
 from lm2.data.recall import MIN_ROW_TOKENS, RecallTask
+from lm2.train.bounds import at_least, more_than_zero, within
 from lm2.train.primer import MIN_COPY_TOKENS
 
 
@@ -488,18 +489,3 @@ def check_shares(batch_size: int, micro_batch_size: int, world_size: int) -> Non
             f"batch_size is {batch_size}, but must be a multiple of micro_batch_size times processes, which is "
             f"{micro_batch_size} x {world_size} = {micro_batch_size * world_size}"
         )
-
-
-def at_least(name: str, value: float | None, least: float) -> None:
-    if value is not None and value < least:
-        raise ValueError(f"{name} is {value}, but must be at least {least}")
-
-
-def more_than_zero(name: str, value: float) -> None:
-    if value <= 0:
-        raise ValueError(f"{name} is {value}, but must be more than 0")
-
-
-def within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value}, but must be from {low} to {high}")
