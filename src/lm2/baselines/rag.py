@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lm2.data.bounds import at_least
 from lm2.data.encoding import TextEncoder
 from lm2.data.sentences import split_sentences
 
@@ -112,8 +113,7 @@ class RAG:
     order: Literal["document", "similarity"] = "document"
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}, but must be at least 1")
+        at_least("top_k", self.top_k, 1)
         if self.order not in ("document", "similarity"):
             raise ValueError(f"order is {self.order!r}, but must be document or similarity")
 

@@ -10,6 +10,7 @@ import typer
 
 from lm2.cli.ranges import parse_tasks
 from lm2.cli.terminal import show_progress
+from lm2.data.bounds import at_least
 
 if TYPE_CHECKING:
     from lm2.data.babilong import Sample, SampleMaker
@@ -48,8 +49,7 @@ def babilong(
     from lm2.data.tokenizer import load_tokenizer
 
     task_numbers, length_names = parse_tasks(tasks), parse_lengths(lengths)
-    if samples < 1:
-        raise ValueError(f"--samples is {samples}, but must be at least 1")
+    at_least("--samples", samples, 1)
     check_split(split)
     check_format(file_format)
     needs_background = any(map(context_tokens, length_names))

@@ -13,6 +13,7 @@ import typer
 from lm2.cli.options import BUILTIN_MODEL, Device, Dtype, ModelFolder, ModelTokenizer
 from lm2.cli.ranges import parse_numbers, parse_tasks
 from lm2.cli.terminal import show_progress
+from lm2.data.bounds import at_least
 
 if TYPE_CHECKING:
     from lm2.cli.load_model import LoadedModel
@@ -219,8 +220,7 @@ def _parse_samples(text: str | None, lengths: tuple[str, ...]) -> dict[str, int 
 
 def _check_numbers(**numbers: int | None) -> None:
     for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {number}, but must be at least 1")
+        at_least(f"--{name.replace('_', '-')}", number, 1)
 
 
 def _refuse_made_options(**options: Any) -> None:

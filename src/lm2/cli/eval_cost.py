@@ -10,6 +10,7 @@ import typer
 from lm2.cli.options import Device, Dtype, JsonFile, ModelFolders, ModelTokenizer
 from lm2.cli.ranges import parse_numbers
 from lm2.cli.terminal import table_console
+from lm2.data.bounds import at_least
 
 if TYPE_CHECKING:
     from lm2.eval.cost import ModelCost
@@ -35,8 +36,7 @@ def cost(
     state do not depend on the machine, times do.
     """
     lengths_tokens = sorted(set(parse_numbers("--lengths", lengths, "numbers of tokens, such as 1000,16000")))
-    if rounds < 1:
-        raise ValueError(f"--rounds is {rounds}, but must be at least 1")
+    at_least("--rounds", rounds, 1)
 
     from lm2.cli.load_model import load_models
     from lm2.cli.provenance import describe_machine, find_commit

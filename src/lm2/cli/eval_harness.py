@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lm2.cli.options import Device, Dtype, ModelFolder, ModelTokenizer
+from lm2.data.bounds import at_least
 
 KIND, VERSION = "lm2-harness", 1
 
@@ -39,9 +40,9 @@ def harness(
     """Run tasks of lm-evaluation-harness unchanged, on a MODEL that may have a memory: texts of any length are read."""
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("the tasks need lm-evaluation-harness: pip install 'lm2[harness]'")
-    for name, number in (("num-fewshot", num_fewshot), ("limit", limit), ("batch-size", batch_size)):
-        if number is not None and number < (name != "num-fewshot"):
-            raise ValueError(f"--{name} is {number}, but must be at least {int(name != 'num-fewshot')}")
+    at_least("--num-fewshot", num_fewshot, 0)
+    at_least("--limit", limit, 1)
+    at_least("--batch-size", batch_size, 1)
     if include_path is not None and not include_path.is_dir():
         raise ValueError(f"--include-path is {str(include_path)!r}, but must be a folder with tasks (YAML)")
     if overwrite and out is None:

@@ -8,6 +8,7 @@ import typer
 from lm2.cli.options import Device, Dtype, JsonFile, ModelFolders, ModelTokenizer
 from lm2.cli.ranges import parse_numbers, parse_tasks
 from lm2.cli.terminal import show_progress, table_console
+from lm2.data.bounds import at_least
 
 if TYPE_CHECKING:
     from lm2.cli.load_model import LoadedModel
@@ -44,8 +45,7 @@ def retention(
     all is what noise has washed away.
     """
     for name, number in (("samples", samples), ("batch-size", batch_size), ("segment-tokens", segment_tokens)):
-        if number is not None and number < 1:
-            raise ValueError(f"--{name} is {number}, but must be at least 1")
+        at_least(f"--{name}", number, 1)
     task_numbers = parse_tasks(tasks)
     distances = sorted(set(parse_numbers("--segments", segments, "numbers of segments, such as 0,4,256", at_least=0)))
 

@@ -14,6 +14,8 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
+from lm2.data.bounds import at_least
+
 CELL_TOKENS = 3
 # A fact and a question.
 MIN_ROW_TOKENS = 2 * CELL_TOKENS
@@ -41,8 +43,7 @@ class RecallTask:
 
     def __post_init__(self) -> None:
         for name in ("num_keys", "num_values", "keys_per_row"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+            at_least(name, getattr(self, name), 1)
         if self.keys_per_row > self.num_keys:
             raise ValueError(
                 f"keys_per_row is {self.keys_per_row}, but must be at most num_keys, which is {self.num_keys}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lm2.data.babi.story import TASK_NAMES
 from lm2.data.babilong import check_position
+from lm2.data.bounds import at_least, within
 from lm2.data.lengths import TOKENS_PER_ROW
 
 QUESTION_PLACES = ("inline", "end")
@@ -96,11 +97,9 @@ class Stage:
                 f"further_questions is {self.further_questions} and questions {self.questions!r}, but it must be at "
                 "least 0, and has no effect at the end, where one question is asked"
             )
-        if self.tokens_per_row < 1:
-            raise ValueError(f"tokens_per_row is {self.tokens_per_row}, but must be at least 1")
+        at_least("tokens_per_row", self.tokens_per_row, 1)
         check_position(self.position)
-        if not 0 <= self.shortened <= 1:
-            raise ValueError(f"shortened is {self.shortened}, but must be from 0 to 1, a part of the samples")
+        within("shortened", self.shortened, 0, 1)
         if not any(length.max_tokens for length in self.lengths) and (self.position or self.allow_repeats):
             raise ValueError(
                 f"position is {self.position} and allow_repeats {self.allow_repeats}, but neither has an effect where "

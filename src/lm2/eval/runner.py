@@ -25,6 +25,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from lm2.data.bounds import at_least
+
 # Tokens that a model with a bounded state reads in one call, all rows together: enough to keep a device busy.
 CALL_TOKENS = 16_384
 
@@ -53,15 +55,13 @@ class Decoding:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, but must be at least 1")
+        at_least("max_new_tokens", self.max_new_tokens, 1)
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}, but must be 0 (the likeliest token) or more")
         for name, value in (("top_k", self.top_k), ("top_p", self.top_p)):
             if value is not None and self.temperature == 0:
                 raise ValueError(f"{name} is {value}, but has no effect at temperature 0; give a temperature too")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}, but must be at least 1")
+        at_least("top_k", self.top_k, 1)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}, but must be above 0 and at most 1")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lm2.data.bounds import at_least
 from lm2.data.recall import MIN_ROW_TOKENS
-from lm2.train.bounds import at_least
 from lm2.train.checking import build, dump_yaml, parse_yaml, plain
 from lm2.train.sections import (
     DataRecipe,

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lm2.data.babi.story import TASK_NAMES
+from lm2.data.bounds import at_least, more_than_zero, within
 from lm2.data.lengths import TOKENS_PER_ROW, context_tokens, parse_lengths
 from lm2.data.recall import MIN_ROW_TOKENS, RecallTask
-from lm2.train.bounds import at_least, more_than_zero, within
 from lm2.train.primer import MIN_COPY_TOKENS
 
 

@@ -1,4 +1,4 @@
-"""Bounds of numbers in a recipe. Each raises a ValueError that begins with the name of what is out of bounds."""
+"""Bounds of numbers that users give. Each raises a ValueError that begins with the name of what is out of bounds."""
 
 
 def at_least(name: str, value: float | None, least: float) -> None:
