@@ -33,9 +33,10 @@ def test_they_come_with_their_recipe_log_and_record(folder: Path) -> None:
     assert size < 20 * 2**20
 
 
-def test_the_one_of_qa1_is_made_by_the_recipe_here() -> None:
-    """But for the floor in evaluation. That of ten tasks has an earlier ten.yaml, which lies beside it whole."""
-    kept = load_recipe(BUILTIN_FOLDER / "recipe.yaml", ["model.config.memory_write_floor=0.1"])
+@FOLDERS
+def test_they_are_made_by_the_recipes_here(folder: Path) -> None:
+    """But for the floor in evaluation, which was lower when that of qa1 was trained."""
+    kept = load_recipe(folder / "recipe.yaml", ["model.config.memory_write_floor=0.1"])
     assert kept == load_recipe(RECIPES / f"{kept.name}.yaml", [f"seed={kept.seed}"])
 
 
