@@ -34,7 +34,7 @@ def readme_tables(report: Mapping[str, Any]) -> list[str]:
     names = {name: NAMES[name] for name in NAMES if name in report["accuracy"]}
     tables = [_table((group, *LENGTHS), _mean_rows(report, group, names)) for group in GROUPS]
     if any(len(cell["seeds"]) > 1 for cell in report["accuracy"][LEADER]):
-        tables.append(_table(("qa1-10 by seed", *LENGTHS), _seed_rows(report, "qa1-10", names)))
+        tables.append(_table(("qa1-10 by seed", *LENGTHS), _seed_rows(report, names)))
     for first in (1, 6):
         tasks = [f"qa{task}" for task in range(first, first + 5)]
         tables.append(_table((" / ".join(LENGTHS_OF_TASKS), *tasks), _task_rows(report, tasks, names)))
@@ -52,23 +52,18 @@ def _mean_rows(report: Mapping[str, Any], group: str, names: Mapping[str, str]) 
         yield [name, *(_mean(means.get((model, length))) for length in LENGTHS)]
     constant: dict[str, list[float]] = {length: [] for length in LENGTHS}
     for cell in report["accuracy"][LEADER]:
-        if _is_in(cell, group):
+        if int(cell["task"].removeprefix("qa")) <= GROUPS[group]:
             constant[cell["length"]].append(cell["majority"])
     yield ["best constant answer", *(f"{100 * sum(shares) / len(shares):.0f}" for shares in constant.values())]
 
 
-def _seed_rows(report: Mapping[str, Any], group: str, names: Mapping[str, str]) -> Iterator[list[str]]:
+def _seed_rows(report: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[list[str]]:
     for model, name in names.items():
         shares: dict[str, list[list[float]]] = {length: [] for length in LENGTHS}
         for cell in report["accuracy"][model]:
-            if _is_in(cell, group):
-                shares[cell["length"]].append(cell["seeds"])
-        means = [[100 * (sum(seed) / len(seed)) for seed in zip(*cells, strict=True)] for cells in shares.values()]
+            shares[cell["length"]].append(cell["seeds"])
+        means = [[100 * sum(seed) / len(seed) for seed in zip(*tasks, strict=True)] for tasks in shares.values()]
         yield [name, *(" / ".join(f"{mean:.0f}" for mean in seeds) or "-" for seeds in means)]
-
-
-def _is_in(cell: Mapping[str, Any], group: str) -> bool:
-    return int(cell["task"].removeprefix("qa")) <= GROUPS[group]
 
 
 def _task_rows(report: Mapping[str, Any], tasks: Iterable[str], names: Mapping[str, str]) -> Iterator[list[str]]:

@@ -110,8 +110,10 @@ def babilong(
     another one refuses prompts beyond its positions, unless --truncate is given.
     """
     task_numbers, parts = parse_tasks(tasks), _prompt_parts(prompt, instruction, examples, post_prompt, chat_template)
-    _check_numbers(max_new_tokens=max_new_tokens, batch_size=batch_size, truncate=truncate)
-    _check_numbers(rag_top_k=rag_top_k)
+    at_least("--max-new-tokens", max_new_tokens, 1)
+    at_least("--batch-size", batch_size, 1)
+    at_least("--truncate", truncate, 1)
+    at_least("--rag-top-k", rag_top_k, 1)
     if dataset is not None:
         _refuse_made_options(facts=facts, background=background, seed=seed, allow_repeats=allow_repeats or None)
 
@@ -216,11 +218,6 @@ def _parse_samples(text: str | None, lengths: tuple[str, ...]) -> dict[str, int 
     if len(numbers) not in (1, len(lengths)):
         raise ValueError(f"--samples is {text!r}, but must be {what}")
     return dict(zip(lengths, numbers * (len(lengths) // len(numbers)), strict=True))
-
-
-def _check_numbers(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        at_least(f"--{name.replace('_', '-')}", number, 1)
 
 
 def _refuse_made_options(**options: Any) -> None:

@@ -44,8 +44,9 @@ def retention(
     Facts come without noise between them, and every distance asks the same questions, so what differs from no noise at
     all is what noise has washed away.
     """
-    for name, number in (("samples", samples), ("batch-size", batch_size), ("segment-tokens", segment_tokens)):
-        at_least(f"--{name}", number, 1)
+    at_least("--samples", samples, 1)
+    at_least("--batch-size", batch_size, 1)
+    at_least("--segment-tokens", segment_tokens, 1)
     task_numbers = parse_tasks(tasks)
     distances = sorted(set(parse_numbers("--segments", segments, "numbers of segments, such as 0,4,256", at_least=0)))
 

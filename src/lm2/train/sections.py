@@ -197,8 +197,7 @@ class StageRecipe:
         for task, weight in (self.tasks or {}).items():
             if task not in TASK_NAMES:
                 raise ValueError(f"tasks has {task}, but tasks are 1 to 20")
-            if weight <= 0:
-                raise ValueError(f"tasks.{task} is {weight}, but must be more than 0")
+            more_than_zero(f"tasks.{task}", weight)
         if (self.segments is None) == (self.lengths_tokens is None):
             raise ValueError("segments and lengths_tokens: give exactly one of them")
         if self.lengths_tokens is not None and (not self.lengths_tokens or min(self.lengths_tokens) < 0):
